@@ -37,28 +37,31 @@ class Modality(StrEnum):
 
 MODALITIES = (Modality.PHOTO, Modality.SKETCH)
 
-# %% ../nbs/00_core.ipynb #85d8fa9b
+# %% ../nbs/00_core.ipynb #9c06a541
 @dataclass
 class PairBatch:
-    "Photos and sketches that belong together by class."
+    "Photos and sketches that belong together by class, and (optionally) what the teachers say of them."
     photo: Tensor   # (N,3,H,W) in [0,1]
     sketch: Tensor  # (N,1,h,w) in [0,1], ink 0 on paper 1
     label: Tensor   # (N,) long, index into the shared classes
+    photo_target: Tensor | None = None   # (N,K) photo teacher's posterior over the shared classes
+    sketch_target: Tensor | None = None  # (N,K) sketch teacher's
 
     def __post_init__(self):
-        n = {len(self.photo), len(self.sketch), len(self.label)}
-        if len(n) != 1:
-            raise ValueError(f"a pair batch holds as many photos as sketches as labels; found {len(self.photo)}, {len(self.sketch)} and {len(self.label)}")
+        n = {k: len(v) for k, v in vars(self).items() if v is not None}
+        if len(set(n.values())) != 1: raise ValueError(f"a pair batch holds as many of everything; found {n}")
 
+    def map(self, f): return PairBatch(**{k: None if v is None else f(v) for k, v in vars(self).items()})
     def __len__(self): return len(self.label)
-    def __getitem__(self, i): return PairBatch(self.photo[i], self.sketch[i], self.label[i])
-    def to(self, device): return PairBatch(self.photo.to(device), self.sketch.to(device), self.label.to(device))
-    def of(self, modality): return self.photo if Modality(modality) is Modality.PHOTO else self.sketch
+    def __getitem__(self, i): return self.map(lambda v: v[i])
+    def to(self, device): return self.map(lambda v: v.to(device))
+    def of(self, modality): return getattr(self, Modality(modality))
+    def target_of(self, modality): return getattr(self, f"{Modality(modality)}_target")
 
     @staticmethod
     def cat(batches: list["PairBatch"]):
         "One batch out of several."
-        return PairBatch(*(torch.cat([getattr(b, k) for b in batches]) for k in ("photo", "sketch", "label")))
+        return PairBatch(**{k: None if v is None else torch.cat([getattr(b, k) for b in batches]) for k, v in vars(batches[0]).items()})
 
 # %% ../nbs/00_core.ipynb #ab0e06c7
 class Normalizer(nn.Module):

@@ -1,0 +1,50 @@
+"""Installs dfsbir.  Everything it says about itself is read from settings.ini."""
+from configparser import ConfigParser
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).resolve().parent
+parser = ConfigParser(delimiters=["="])
+parser.read(HERE / "settings.ini", encoding="utf-8")
+settings = parser["DEFAULT"]
+
+
+def lines(key):
+    "The entries of a setting, one a line (an entry may hold blanks)."
+    return [line.strip() for line in settings[key].splitlines() if line.strip()]
+
+
+extras = {name: lines(f"{name}_requirements") for name in ("onnx", "imagenet", "dev")}
+extras["dev"] += extras["onnx"] + extras["imagenet"]  # the tests need them all
+
+setup(
+    name=settings["lib_name"],
+    version=settings["version"],
+    description=settings["description"],
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    author=settings["author"],
+    author_email=settings["author_email"],
+    url=settings["git_url"],
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    keywords=settings["keywords"].split(),
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+    ],
+    packages=find_packages(include=[settings["lib_path"], settings["lib_path"] + ".*"]),
+    include_package_data=True,
+    python_requires=">=" + settings["min_python"],
+    install_requires=lines("requirements"),
+    extras_require=extras,
+    entry_points={
+        "console_scripts": lines("console_scripts"),
+        "nbdev": [f"{settings['lib_path']}={settings['lib_path']}._modidx:d"],
+    },
+)

@@ -1,0 +1,69 @@
+"""What the test files share: one thread a process, the real data, copies of the tree, slow tests first, seconds per file."""
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: tests run side by side, one core each
+
+import shutil
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PARTS = ("nbs", "dfsbir", "run", "settings.ini", "setup.py", "pyproject.toml", "constraints.txt", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md")
+SLOW = ("test_notebooks.py", "test_experiments.py", "test_readme.py", "test_package.py")
+
+
+@pytest.fixture(scope="session")
+def root():
+    "The top of the repository; for reading only."
+    return ROOT
+
+
+@pytest.fixture
+def tree(tmp_path):
+    "A copy of the project that a test may change; nothing in it points back to the repository."
+    top = tmp_path / "tree"
+    top.mkdir()
+    for part in PARTS:
+        if (ROOT / part).is_dir():
+            shutil.copytree(ROOT / part, top / part, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "runs"))
+        else:
+            shutil.copy2(ROOT / part, top / part)
+    return top
+
+
+@pytest.fixture
+def elsewhere(tree):
+    "The environment of a process that lives in `tree`: the package comes from there, no real data, no download."
+    env = {k: v for k, v in os.environ.items() if k not in ("DFSBIR_DATA", "IN_TEST") and not k.startswith(("PYTEST_", "COV_"))}
+    return env | {"PYTHONPATH": str(tree), "HF_HUB_OFFLINE": "1", "XDG_CONFIG_HOME": str(tree.parent / "config"), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="session")
+def data_dir():
+    "The folder of real photos and drawings; tests that need it skip where it is absent."
+    folder = Path(os.environ.get("DFSBIR_DATA") or ROOT.parent / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder} (DFSBIR_DATA names the folder)")
+    return folder
+
+
+def pytest_collection_modifyitems(items):
+    "Slow files first, so that the worker processes end together."
+    rank = {name: i for i, name in enumerate(SLOW)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(SLOW)))
+
+
+def pytest_terminal_summary(terminalreporter):
+    "Seconds per test file, added up over the workers."
+    seconds, count = defaultdict(float), defaultdict(int)
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if hasattr(report, "duration"):
+                name = report.nodeid.split("::")[0]
+                seconds[name] += report.duration
+                count[name] += report.when == "call"
+    terminalreporter.section("seconds per file")
+    for name in sorted(seconds, key=seconds.get, reverse=True):
+        terminalreporter.write_line(f"{seconds[name]:8.1f} s {count[name]:4d} tests  {name}")

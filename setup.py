@@ -3,6 +3,7 @@ from configparser import ConfigParser
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).resolve().parent
 parser = ConfigParser(delimiters=["="])
@@ -15,8 +16,20 @@ def lines(key):
     return [line.strip() for line in settings[key].splitlines() if line.strip()]
 
 
-extras = {name: lines(f"{name}_requirements") for name in ("onnx", "imagenet", "dev")}
-extras["dev"] += extras["onnx"] + extras["imagenet"]  # the tests need them all
+extras = {name: lines(f"{name}_requirements") for name in ("run", "onnx", "imagenet", "dev")}
+extras["dev"] += extras["run"] + extras["onnx"] + extras["imagenet"]  # the tests need them all
+
+
+class BuildWithNotebook(build_py):
+    "The wheel carries the experiment notebook, which `dfsbir run` starts; an editable install finds it in nbs/."
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:
+            folder = Path(self.build_lib) / settings["lib_path"] / "notebooks"
+            self.mkpath(str(folder))
+            self.copy_file(str(HERE / settings["nbs_path"] / "run_experiment.ipynb"), str(folder))
+
 
 setup(
     name=settings["lib_name"],
@@ -38,6 +51,7 @@ setup(
         "Programming Language :: Python :: 3.13",
         "Topic :: Scientific/Engineering :: Image Recognition",
     ],
+    cmdclass={"build_py": BuildWithNotebook},
     packages=find_packages(include=[settings["lib_path"], settings["lib_path"] + ".*"]),
     include_package_data=True,
     python_requires=">=" + settings["min_python"],

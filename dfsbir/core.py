@@ -139,7 +139,7 @@ def make_fabric(device: str = "auto",         # "auto", "cpu", "cuda", "mps"
     fabric.launch()
     return fabric
 
-# %% ../nbs/00_core.ipynb #eba9c2c0
+# %% ../nbs/00_core.ipynb #4faa3ffd
 @contextmanager
 def write_atomic(path):  # where the file is wanted
     "Gives a temporary path beside `path` to write to, and renames it there when the block ends without an error."
@@ -149,7 +149,8 @@ def write_atomic(path):  # where the file is wanted
     os.close(handle)
     try:
         yield Path(name)
-        with open(name, "rb+") as f: os.fsync(f.fileno())
+        handle = os.open(name, os.O_WRONLY)
+        os.fsync(handle); os.close(handle)
         mask = os.umask(0); os.umask(mask)
         os.chmod(name, 0o666 & ~mask)
         os.replace(name, path)

@@ -218,7 +218,7 @@ def spread_strokes(*shape: int):  # leading shape, the last number being strokes
     along = torch.stack([angle.cos(), angle.sin()], -1) * length[..., None]
     return centre[..., None, :] + along[..., None, :] * torch.tensor([-.5, -1/6, 1/6, .5])[:, None] + torch.randn(*shape, 4, 2) * .04
 
-# %% ../nbs/05_inversion.ipynb #75d8266c
+# %% ../nbs/05_inversion.ipynb #cbe56cd2
 class StrokeGenerator(Generator):
     "Noise and class to strokes to a drawing: each class has pages of strokes, the noise opens one and turns, stretches, shifts and mirrors it."
     def __init__(self,
@@ -227,14 +227,14 @@ class StrokeGenerator(Generator):
                  latent: int = 64,         # length of the noise
                  strokes: int = 12,        # Bezier curves a drawing
                  pages: int = 16,          # drawings kept per class
-                 width: float = .025,      # of the pen at the start, share of the side
+                 width: float = .025,      # of the pen, share of the side; a page may thin it to a third, never thicken it
                  soft: tuple = (.04, .01)):  # softness at the start and at the end of annealing
         super().__init__(classes, 1, size, latent)
         rows = max(classes, 1)
-        self.soft = tuple(soft)
+        self.soft, self.width = tuple(soft), width
         self.points = nn.Parameter(spread_strokes(rows, pages, strokes))
         self.seen = nn.Parameter(torch.full((rows, pages, strokes), 2.))
-        self.log_width = nn.Parameter(torch.full((rows, pages), math.log(width)))
+        self.pressure = nn.Parameter(torch.full((rows, pages), 3.))
         self.register_buffer("projection", torch.randn(latent, pages))
         self.register_buffer("softness", torch.tensor(float(soft[0])))
 
@@ -243,7 +243,7 @@ class StrokeGenerator(Generator):
                 label: Tensor | None = None):  # (N,) long
         "The drawings as `Strokes`."
         row, page = self.rows(noise, label), (noise @ self.projection).argmax(1)
-        points, seen, width = self.points[row, page], self.seen[row, page].sigmoid(), self.log_width[row, page].exp().clamp(.008, .08)
+        points, seen, width = self.points[row, page], self.seen[row, page].sigmoid(), self.width * (1 + 2 * self.pressure[row, page].sigmoid()) / 3
         turn, grow, mirror = .25 * torch.tanh(noise[:, 0]), torch.exp(.15 * torch.tanh(noise[:, 1])), torch.where(noise[:, 4] > 0, 1., -1.)
         across = torch.stack([turn.cos() * mirror, turn.sin() * mirror], 1) * grow[:, None]  # where the x and y axes go
         down = torch.stack([-turn.sin(), turn.cos()], 1) * grow[:, None]
@@ -258,10 +258,10 @@ class StrokeGenerator(Generator):
     def groups(self,
                lr: float = 1e-3,   # rate of network weights; points move twenty times as fast
                batch: int = 64):   # images per step
-        "Parameter groups: points and widths at 20 lr, visibility at 80 lr; less where a page is opened in fewer than every second step."
-        seldom = self.log_width.numel() / (2 * batch)  # Adam's step grows as the root of the steps between two visits
+        "Parameter groups: points at 20 lr, visibility and pressure at 80 lr; less where a page is opened in fewer than every second step."
+        seldom = self.pressure.numel() / (2 * batch)  # Adam's step grows as the root of the steps between two visits
         lr = lr / max(1., seldom) ** .5
-        return [{"params": [self.points, self.log_width], "lr": 20 * lr}, {"params": [self.seen], "lr": 80 * lr}]
+        return [{"params": [self.points], "lr": 20 * lr}, {"params": [self.seen, self.pressure], "lr": 80 * lr}]
 
     def anneal(self,
                progress: float):  # 0: soft, .8 and above: hard
@@ -282,51 +282,55 @@ def measure_diversity(images: Tensor,   # (N,C,H,W) in [0,1]
     if not pairs: raise ValueError(f"no class occurs twice among {len(labels)} images: measure on more of them")
     return total / pairs
 
-# %% ../nbs/05_inversion.ipynb #a641c063
+# %% ../nbs/05_inversion.ipynb #99442506
 class ReplayBank:
-    "Up to `capacity` pairs kept as bytes, balanced over the classes, sampled uniformly and reproducibly."
+    "Up to `capacity` pairs kept as bytes (with the teachers' answers where given), balanced over the classes, sampled uniformly and reproducibly."
     def __init__(self,
                  capacity: int,   # pairs; one pair at 64 px takes 16 KB
                  seed: int = 0):  # of the sampling
         if capacity < 1: raise ValueError(f"a bank holds at least one pair; found capacity={capacity}")
         self.capacity, self.random = capacity, torch.Generator().manual_seed(seed)
-        self.photo = self.sketch = None
-        self.label, self.age, self.clock = torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long), 0
+        self.pairs, self.age, self.clock = None, torch.empty(0, dtype=torch.long), 0
 
-    def __len__(self): return len(self.label)
+    def __len__(self): return len(self.age)
 
     def add(self,
             batch: PairBatch):  # any device
         "Takes the pairs in; the oldest of the fullest class go out."
-        photo, sketch = ((x.detach().clamp(0, 1) * 255).round().byte().cpu() for x in (batch.photo, batch.sketch))
-        if self.photo is None: self.photo, self.sketch = photo[:0], sketch[:0]
-        if photo.shape[1:] != self.photo.shape[1:] or sketch.shape[1:] != self.sketch.shape[1:]:
-            raise ValueError(f"this bank holds photos {tuple(self.photo.shape[1:])} and sketches {tuple(self.sketch.shape[1:])}; found {tuple(photo.shape[1:])} and {tuple(sketch.shape[1:])}")
+        batch = batch.map(lambda v: v.detach().cpu())
+        batch.photo, batch.sketch = ((x.clamp(0, 1) * 255).round().byte() for x in (batch.photo, batch.sketch))
+        self.pairs = batch[:0] if self.pairs is None else self.pairs
+        held, found = ({k: None if v is None else tuple(v.shape[1:]) for k, v in vars(b).items()} for b in (self.pairs, batch))
+        if held != found: raise ValueError(f"this bank holds pairs of {held}; found {found}")
         free = self.capacity - len(self)
-        self.photo, self.sketch = torch.cat([self.photo, photo[:free]]), torch.cat([self.sketch, sketch[:free]])
-        self.label, self.age = torch.cat([self.label, batch.label[:free].cpu()]), torch.cat([self.age, self.clock + torch.arange(len(photo[:free]))])
-        for i in range(free, len(photo)):
-            fullest = torch.bincount(self.label).argmax()
-            old = torch.where(self.label == fullest, self.age, torch.iinfo(torch.long).max).argmin()
-            self.photo[old], self.sketch[old], self.label[old], self.age[old] = photo[i], sketch[i], batch.label[i], self.clock + i
-        self.clock += len(photo)
+        self.pairs = PairBatch.cat([self.pairs, batch[:free]])
+        self.age = torch.cat([self.age, self.clock + torch.arange(len(batch[:free]))])
+        for i in range(free, len(batch)):
+            fullest = torch.bincount(self.pairs.label).argmax()
+            old = torch.where(self.pairs.label == fullest, self.age, torch.iinfo(torch.long).max).argmin()
+            for k, v in vars(self.pairs).items():
+                if v is not None: v[old] = getattr(batch, k)[i]
+            self.age[old] = self.clock + i
+        self.clock += len(batch)
 
     def sample(self,
                n: int,                # pairs, drawn with replacement
                device="cpu"):         # where the batch is wanted
-        "A batch of pairs, float in [0,1]."
+        "A batch of pairs, images float in [0,1]."
         if not len(self): raise ValueError("the bank is empty: add pairs before sampling")
-        i = torch.randint(len(self), (n,), generator=self.random)
-        return PairBatch(self.photo[i].to(device).float() / 255, self.sketch[i].to(device).float() / 255, self.label[i].to(device))
+        batch = self.pairs[torch.randint(len(self), (n,), generator=self.random)].to(device)
+        batch.photo, batch.sketch = batch.photo.float() / 255, batch.sketch.float() / 255
+        return batch
 
-    def state_dict(self): return {"photo": self.photo, "sketch": self.sketch, "label": self.label, "age": self.age, "clock": self.clock, "random": self.random.get_state()}
+    def state_dict(self): return {"pairs": None if self.pairs is None else dict(vars(self.pairs)), "age": self.age, "clock": self.clock, "random": self.random.get_state()}
 
     def load_state_dict(self, state):
         "Puts back what `state_dict` gave."
-        for k in ("photo", "sketch", "label", "age", "clock"): setattr(self, k, state[k])
+        self.pairs = None if state["pairs"] is None else PairBatch(**state["pairs"]).map(torch.clone)
+        self.age, self.clock = state["age"].clone(), state["clock"]
         self.random.set_state(state["random"])
 
-    def _repr_markdown_(self): return f"{len(self)} of {self.capacity} pairs; per class {torch.bincount(self.label).tolist()}"
+    def _repr_markdown_(self): return f"{len(self)} of {self.capacity} pairs" + (f"; per class {torch.bincount(self.pairs.label).tolist()}" if len(self) else "")
 
 # %% ../nbs/05_inversion.ipynb #993053b2
 class EstimatorCollapsed(RuntimeError):

@@ -211,11 +211,11 @@ def test_bank_keeps_classes_balanced_and_drops_the_oldest():
     bank = ReplayBank(12)
     first = pairs([0] * 12); bank.add(first)
     for _ in range(3): bank.add(pairs([1, 2]))
-    assert torch.bincount(bank.label).tolist() == [6, 3, 3]
-    kept = bank.photo[bank.label == 0]
+    assert torch.bincount(bank.pairs.label).tolist() == [6, 3, 3]
+    kept = bank.pairs.photo[bank.pairs.label == 0]
     assert torch.equal(kept.sort(0).values, (first.photo[6:] * 255).round().byte().sort(0).values)
     bank.add(pairs([1] * 40))
-    assert len(bank) == 12 and torch.bincount(bank.label).tolist() == [4, 5, 3] or max(torch.bincount(bank.label)) - min(torch.bincount(bank.label)) <= 2
+    assert len(bank) == 12 and torch.bincount(bank.pairs.label).tolist() == [4, 5, 3] or max(torch.bincount(bank.pairs.label)) - min(torch.bincount(bank.pairs.label)) <= 2
 
 
 def test_bank_sampling_is_uniform_and_resumes(tmp_path):
@@ -227,7 +227,7 @@ def test_bank_sampling_is_uniform_and_resumes(tmp_path):
         assert torch.equal(x.photo, y.photo) and torch.equal(x.sketch, y.sketch) and torch.equal(x.label, y.label)
         more = pairs([1, 3, 3]); a.add(more); b.add(more)
     count = torch.bincount(ReplayBank.sample(a, 4000).label, minlength=8).float()
-    share = torch.bincount(a.label, minlength=8) / len(a)
+    share = torch.bincount(a.pairs.label, minlength=8) / len(a)
     assert (count / 4000 - share).abs().max() < .04
 
 
@@ -278,6 +278,13 @@ def test_resume_is_bit_for_bit(tmp_path):
         elif isinstance(p, torch.Tensor): assert torch.equal(p, q)
         else: assert p == q
     same(a.state_dict(), b.state_dict())
+
+
+def test_half_precision_steps(tmp_path):
+    torch.manual_seed(1)
+    e = PairEstimator(PixelGenerator(3, 3, 16, width=8), StrokeGenerator(3, 16, strokes=3, pages=2), fit_to_class, Terms(WEIGHTS), make_fabric("cpu", "bf16-mixed"), batch=12, warmup=30, patience=3)
+    e.synthesize(4)
+    assert e.sample(3).photo.dtype == torch.float32 and all(p.isfinite().all() for g in e.generators.values() for p in g.parameters())
 
 
 def test_seed_decides():

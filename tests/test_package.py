@@ -63,6 +63,7 @@ def test_wheel_holds_every_module_and_nothing_else(built):
     assert {f"dfsbir/{name}.py" for name in MODULES} | {"dfsbir/__init__.py", "dfsbir/_modidx.py"} <= names
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"dfsbir"}
     assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert "dfsbir/notebooks/run_experiment.ipynb" in names, "dfsbir run starts it"
 
 
 def test_wheel_says_what_settings_say(built):
@@ -73,11 +74,11 @@ def test_wheel_says_what_settings_say(built):
         meta = Parser().parsestr(next(archive.read(name).decode() for name in archive.namelist() if name.endswith("METADATA")))
     assert (meta["Name"], meta["Version"]) == (settings["lib_name"], settings["version"])
     assert meta["Requires-Python"] == ">=" + settings["min_python"] and "Apache-2.0" in (meta["License"], meta["License-Expression"])
-    assert set(meta.get_all("Provides-Extra")) == {"dev", "onnx", "imagenet"}
+    assert set(meta.get_all("Provides-Extra")) == {"dev", "run", "onnx", "imagenet"}
     required = meta.get_all("Requires-Dist")
     assert sum("extra ==" not in line for line in required) == len(settings["requirements"].split("\n")) - 1
     dev = {line.split(";")[0].strip() for line in required if 'extra == "dev"' in line}
-    for extra in ("onnx", "imagenet"):
+    for extra in ("run", "onnx", "imagenet"):
         assert {line.split(";")[0].strip() for line in required if f'extra == "{extra}"' in line} <= dev, "the tests need every extra"
 
 
@@ -85,7 +86,7 @@ def test_wheel_imports_without_the_repository(installed, tmp_path):
     "Every module, from another folder, with the developers' tools made absent."
     code = f"""
 import sys
-for name in ("fastcore", "nbdev", "execnb", "IPython", "ipykernel", "papermill", "pytest", "onnx", "onnxruntime", "onnx2torch", "efficientnet_lite_pytorch", "sklearn", "torchmetrics"):
+for name in ("fastcore", "nbdev", "execnb", "IPython", "ipykernel", "papermill", "nbconvert", "psutil", "pytest", "onnx", "onnxruntime", "onnx2torch", "efficientnet_lite_pytorch", "sklearn", "torchmetrics"):
     sys.modules[name] = None
 import importlib, dfsbir
 for name in {MODULES!r}:
@@ -98,8 +99,8 @@ print(dfsbir.__version__ == version("dfsbir"), dfsbir.__file__)
     assert same == "True" and Path(where.strip()).resolve().is_relative_to(installed.parent.parent.resolve())
 
 
-@pytest.mark.skipif(not (ROOT / "dfsbir" / "cli.py").exists(), reason="there is no dfsbir/cli.py yet")
 def test_console_script_answers(installed, tmp_path):
     env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
     text = call(installed.with_name("dfsbir"), "--help", cwd=tmp_path, env=env)
     assert "usage" in text.lower() and all(word in text for word in ("run", "teacher", "evaluate"))
+    assert "toy_images = " in call(installed.with_name("dfsbir"), "run", "--help", cwd=tmp_path, env=env), "the notebook that came with the package tells its parameters"

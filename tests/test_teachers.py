@@ -68,6 +68,20 @@ def test_bn_statistics_stand_beside_their_targets():
         assert target_var is by_mean[id(target)].running_var
 
 
+@pytest.mark.parametrize("shape", [(6, 3), (4, 3, 5), (4, 3, 5, 7)])
+@pytest.mark.parametrize("last", [False, True])
+def test_statistics_against_the_library(shape, last):
+    x = torch.randn(shape, dtype=torch.double) * 3 + 50
+    if last and x.ndim == 4: x = x.to(memory_format=torch.channels_last)
+    x.requires_grad_()
+    dims = [0, *range(2, x.ndim)]
+    mean, var = T._batch_stats(x)
+    assert torch.allclose(mean, x.mean(dims)) and torch.allclose(var, x.var(dims, correction=0))
+    assert torch.autograd.gradcheck(T._batch_stats, x)
+    low = T._batch_stats(x.detach().float())
+    assert torch.allclose(low[1], var.float(), rtol=1e-4)  # far from zero, in single precision
+
+
 def test_targets_follow_a_move():
     t = teacher()
     t.net._apply(lambda v: v.clone() + 1 if v.is_floating_point() else v)  # as .to(device): buffers are replaced
@@ -322,7 +336,9 @@ def test_imagenet_groups():
     for group, some in holds.items():
         mine = {names[i] for i in T.IMAGENET_GROUPS[group]}
         assert all(any(s in n for n in mine) for s in some), (group, mine)
-    assert set(T.imagenet_aliases(["dog"]).values()) == {"dog"}
+    assert set(T.imagenet_aliases(["dog"]).values()) == {"dog"} and len({T.plain_name(n) for n in names}) == 1000
+    aligned = T.align_classes(names, list(T.IMAGENET_GROUPS), T.imagenet_aliases())
+    assert all(aligned.photo[:, aligned.classes.index(g)].nonzero()[:, 0].tolist() == sorted(m) for g, m in T.IMAGENET_GROUPS.items())
     with pytest.raises(ValueError, match="unicorn"): T.imagenet_aliases(["unicorn"])
 
 

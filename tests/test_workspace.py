@@ -152,7 +152,7 @@ def distributions(*keys):
 def test_modules_import_what_the_package_requires(path):
     "At the top of a module its requirements alone; inside a function also the extras, which may be absent."
     core = distributions("requirements") | set(sys.stdlib_module_names) | {"dfsbir"}
-    extra = core | distributions("onnx_requirements", "imagenet_requirements")
+    extra = core | distributions("run_requirements", "onnx_requirements", "imagenet_requirements")
     wrong = [f"line {line}: {module}" for module, _, line, nested in imports(ast.parse(path.read_text(encoding="utf-8"))) if module.split(".")[0] not in (extra if nested else core)]
     assert not wrong, f"not in settings.ini: {wrong}"
     assert not {"fastcore", "nbdev", "execnb", "IPython"} & extra
@@ -233,7 +233,7 @@ def test_version_is_said_once():
 def test_constraints_hold_a_version_of_every_requirement():
     lines = [line for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
     pins = {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in (line.split("==") for line in lines)}
-    for key in ("requirements", "onnx_requirements", "imagenet_requirements", "dev_requirements"):
+    for key in ("requirements", "run_requirements", "onnx_requirements", "imagenet_requirements", "dev_requirements"):
         for requirement in requirements(key):
             name = re.sub(r"[-_.]+", "-", requirement.name).lower()
             assert name in pins, f"constraints.txt names no version of {name}"

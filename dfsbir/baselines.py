@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['READOUTS', 'to_shared', 'teacher_readouts', 'DataDependent']
 
-# %% ../nbs/09_baselines.ipynb #e1af75a2
+# %% ../nbs/09_baselines.ipynb #b3c7fd0b
 from dataclasses import replace
 
 import torch
@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from .core import MODALITIES, Modality, PairBatch, touch_training_data
 from .crossx import CrossX, CrossXConfig
 from .data import ImageSet
-from .distillation import Encoder, with_targets
+from .distillation import Encoder
 from .evaluation import embed
 from .guidance import shared_logits
 from .teachers import ClassMap, Teacher, plain_name
@@ -33,18 +33,18 @@ def to_shared(data: ImageSet,
     if not len(kept): raise ValueError(f"none of the classes {list(data.classes)[:8]} is among the shared ones {list(classes)[:8]}: name equals in the alias table, aliases={{'automobile': 'car'}}")
     return ImageSet(kept.source, to[kept.labels], classes, kept.modality, kept.paths, kept.instances, kept.broken)
 
-# %% ../nbs/09_baselines.ipynb #44d9f21d
+# %% ../nbs/09_baselines.ipynb #d34cd8ba
 class _Answers(nn.Module):
     "Features and logits of a teacher side by side, so that one pass gives both."
-    def __init__(self, teacher):
+    def __init__(self, teacher, mirror: bool = False):
         super().__init__()
-        self.teacher = teacher
+        self.teacher, self.mirror = teacher, mirror
 
     def forward(self, x):
-        out = self.teacher(x, bn=False)
+        out = self.teacher(x.flip(3) if self.mirror else x, bn=False)
         return torch.cat([out.features.float(), out.logits.float()], 1)
 
-READOUTS = (("teacher-features", ""), ("teacher-logits", ""), ("teacher-posteriors", ""), ("teacher-posteriors", "cosine"))
+READOUTS = (("teacher-features", ""), ("teacher-logits", ""), ("teacher-posteriors", ""), ("teacher-posteriors", "cosine"), ("teacher-posteriors", "mirror"))
 
 def teacher_readouts(teachers: dict[Modality, Teacher],
                      class_map: ClassMap,  # of the two
@@ -55,17 +55,18 @@ def teacher_readouts(teachers: dict[Modality, Teacher],
     told = {m: embed(_Answers(teachers[m]), data, fabric=fabric).split([teachers[m].dim, len(teachers[m].classes)], 1) for m, data in zip(MODALITIES, (photos, sketches))}
     features, left_out = {m: F.normalize(f, dim=1) for m, (f, _) in told.items()}, {}
     posteriors = {m: class_map.posteriors(z, m) for m, (_, z) in told.items()}
+    mirrored = {m: class_map.posteriors(embed(_Answers(teachers[m], mirror=True), data, fabric=fabric)[:, teachers[m].dim:], m) for m, data in zip(MODALITIES, (photos, sketches))}
     found = dict(zip(READOUTS, (features, {m: F.normalize(shared_logits(z, class_map.matrix(m)), dim=1) for m, (_, z) in told.items()},
-                                posteriors, {m: F.normalize(p, dim=1) for m, p in posteriors.items()})))
+                                posteriors, {m: F.normalize(p, dim=1) for m, p in posteriors.items()}, {m: (p + mirrored[m]) / 2 for m, p in posteriors.items()})))
     widths = {str(m): t.dim for m, t in teachers.items()}
     if len(set(widths.values())) > 1:
         del found[READOUTS[0]]
         left_out[READOUTS[0]] = f"the teachers' features have different widths ({', '.join(f'{m} {w}' for m, w in widths.items())}): vectors of unequal length cannot be compared"
     return found, left_out
 
-# %% ../nbs/09_baselines.ipynb #2f2dab1e
+# %% ../nbs/09_baselines.ipynb #6946385d
 class DataDependent:
-    "The ceiling: the students and the L_metric of a CrossX config, taught on real training images paired at random by class."
+    "The ceiling: a CrossX run whose pairs are real training images, paired at random by class."
     def __init__(self,
                  photo_teacher: Teacher,
                  sketch_teacher: Teacher,
@@ -76,32 +77,30 @@ class DataDependent:
                  labels: bool = False,    # True: targets are the images' own labels, not the teachers' answers
                  fabric=None):
         touch_training_data("the data-dependent ceiling")
-        twin = CrossX(photo_teacher, sketch_teacher, replace(config, w_modality=0.), aliases, fabric)  # its students are ours; it estimates nothing
-        self.config, self.class_map, self.teachers, self.distiller, self.fabric, self.labels = config, twin.class_map, twin.teachers, twin.distiller, twin.fabric, labels
-        self.images = {m: to_shared(d, self.class_map.classes, aliases) for m, d in zip(MODALITIES, (photos, sketches))}
-        self.members = {m: [(d.labels == k).nonzero()[:, 0] for k in range(len(self.class_map.classes))] for m, d in self.images.items()}
-        if empty := [(str(m), self.class_map.classes[k]) for m in MODALITIES for k, at in enumerate(self.members[m]) if not len(at)]:
+        self.steps, self.labels = config.plan().count("teach"), labels
+        self.crossx = CrossX(photo_teacher, sketch_teacher, replace(config, w_modality=0., new_pairs=config.student_batch, mix=0. if labels else config.mix), aliases, fabric)
+        self.crossx.estimator = self.crossx.bank = self  # its pairs come from here; prepared for the students, they come back
+        self.classes = self.crossx.class_map.classes
+        self.images = {m: to_shared(d, self.classes, aliases) for m, d in zip(MODALITIES, (photos, sketches))}
+        self.members = {m: [(d.labels == k).nonzero()[:, 0] for k in range(len(self.classes))] for m, d in self.images.items()}
+        if empty := [(str(m), self.classes[k]) for m in MODALITIES for k, at in enumerate(self.members[m]) if not len(at)]:
             raise ValueError(f"no training image of {empty[:5]}: the ceiling wants photos and sketches of every shared class")
         self.random = torch.Generator().manual_seed(config.seed)
 
     def sample(self, n: int) -> PairBatch:  # n pairs
-        "Photos and sketches of the same random classes."
-        label = torch.randint(len(self.class_map.classes), (n,), generator=self.random)
+        "In the estimators' place: real photos and sketches of the same random classes."
+        label = torch.randint(len(self.classes), (n,), generator=self.random)
         def pick(m): return torch.stack([self.members[m][k][torch.randint(len(self.members[m][k]), (), generator=self.random)] for k in label.tolist()])
-        return PairBatch(*(self.images[m].take(pick(m)).images() for m in MODALITIES), label)
+        return PairBatch(*(self.images[m].take(pick(m)).images() for m in MODALITIES), label).to(self.crossx.fabric.device)
 
-    def targets(self, pairs: PairBatch) -> PairBatch:
-        "Some pairs blended with others, as a CrossX run does it; all with what the students are to answer."
-        c, other = self.config, torch.randperm(len(pairs), generator=self.random)
-        share = torch.where(torch.rand(len(pairs), generator=self.random) < c.mix, .5 + .5 * torch.rand(len(pairs), generator=self.random), torch.ones(len(pairs)))
-        def blend(x): return torch.lerp(x[other], x, share.view(-1, *[1] * (x.ndim - 1)))
-        mixed = PairBatch(blend(pairs.photo), blend(pairs.sketch), pairs.label).to(self.fabric.device)
-        if self.labels: return replace(mixed, **{f"{m}_target": blend(F.one_hot(pairs.label, len(self.class_map.classes)).float()).to(mixed.photo) for m in MODALITIES})
-        return with_targets(mixed, self.teachers, self.class_map, {Modality.PHOTO: c.photo_views, Modality.SKETCH: c.sketch_views})
+    def add(self, batch: PairBatch):
+        "In the bank's place: keeps the pairs for the next step alone, so that every step sees others."
+        if self.labels: batch = replace(batch, **{f"{m}_target": F.one_hot(batch.label, len(self.classes)).float() for m in MODALITIES})
+        self.batch = batch
 
     def fit(self, progress: bool = True) -> dict[Modality, Encoder]:
         "As many student steps as the CrossX run of this config; gives {modality: Encoder}."
-        for _ in tqdm(range(self.config.plan().count("teach")), desc="data-dependent ceiling", disable=not (progress and self.fabric.is_global_zero)):
-            with self.fabric.autocast(): batch = self.targets(self.sample(self.config.student_batch))
-            self.distiller.step(batch)
-        return self.distiller.encoders()
+        for _ in tqdm(range(self.steps), desc="data-dependent ceiling", disable=not (progress and self.crossx.fabric.is_global_zero)):
+            self.crossx.collect()
+            self.crossx.distiller.step(self.batch)
+        return self.crossx.distiller.encoders()

@@ -93,14 +93,14 @@ def parse_value(parameter: Parameter, text: str):  # -> a value of the default's
     try: return want(text)
     except ValueError as e: raise ValueError(f"parameter {parameter.name} wants {want.__name__}, as {parameter.default!r}; found {text!r}") from e
 
-# %% ../nbs/13_cli.ipynb #4779c77a
+# %% ../nbs/13_cli.ipynb #23ecab6e
 NEEDS_RUN = "running the experiment notebook needs an extra: pip install 'dfsbir[run]'"
 
 def write_report(notebook, path) -> Path:  # an executed .ipynb; the .html to write
     "The executed notebook as one HTML page that needs no other file."
     try: from nbconvert import HTMLExporter
     except ImportError as e: raise ImportError(NEEDS_RUN) from e
-    page, _ = HTMLExporter(embed_images=True).from_filename(str(notebook))
+    page, _ = HTMLExporter().from_filename(str(notebook))
     with write_atomic(path) as tmp: tmp.write_text(page, encoding="utf-8")
     return Path(path)
 

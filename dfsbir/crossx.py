@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PRESETS', 'CrossXConfig', 'CrossX']
 
-# %% ../nbs/08_crossx.ipynb #5f6c37d2
+# %% ../nbs/08_crossx.ipynb #4aa66fbf
 import signal, threading, time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
@@ -19,12 +19,12 @@ from tqdm.auto import tqdm
 
 from .core import MODALITIES, Modality, PairBatch, RunFolder, data_free, make_fabric, require_writable, rng_state, seed_everything, set_rng_state, write_atomic
 from .distillation import Distiller, make_encoder, make_proxies, save_encoders, with_targets
-from .guidance import Objective, make_guide
+from .guidance import Guide, Objective, make_guide
 from .inversion import PairEstimator, PixelGenerator, ReplayBank, StrokeGenerator, measure_diversity
 from .losses import Terms
-from .teachers import ClassMap, Teacher, align_classes
+from .teachers import ClassMap, Teacher, align_classes, augment_batch
 
-# %% ../nbs/08_crossx.ipynb #53721dce
+# %% ../nbs/08_crossx.ipynb #48b11152
 @dataclass
 class CrossXConfig:
     "All parameters of one CrossX-DFL run; flat, so that papermill and JSON can carry them."
@@ -39,7 +39,7 @@ class CrossXConfig:
     latent: int = 64                 # length of the noise
     width: int = 32                  # channels of the pixel generator at half its side
     strokes: int = 12                # curves a drawing
-    pages: int = 16                  # drawings the stroke estimator keeps per class
+    pages: int = 8                   # drawings the stroke estimator keeps per class
     photo_lr: float = 2e-3           # of Adam
     sketch_lr: float = 1e-3
     batch: int = 40                  # pairs per estimator step
@@ -51,7 +51,7 @@ class CrossXConfig:
     w_align: float = .5              # L_align
     w_modality: float = 0.           # L_modal
     w_adversarial: float = 0.        # L_adv
-    w_bn: float = 1.                 # batch-norm statistics as an image prior
+    w_bn: float = .5                 # batch-norm statistics as an image prior
     w_total_variation: float = .1    # smooth pictures
     w_diversity: float = .5          # two noises, two pictures
     align_symmetric: bool = True     # False: towards the sketch teacher alone, as released
@@ -65,20 +65,21 @@ class CrossXConfig:
     new_pairs: int = 1024            # pairs per round that go into the bank
     student_steps: int = 100         # student steps per round
     bank: int = 4096                 # capacity of the replay bank, pairs
+    vary: bool = True                # new pairs are turned, zoomed and recoloured as a teacher's training images are
     mix: float = .5                  # share of new pairs that are blends of two, near the teachers' boundaries
     # students
     warm_start: bool = True          # copies of the teachers; False: fresh nets
     student_net: str = ""            # "source/name"; empty: the teacher's architecture
     readout: str = "posterior"       # or "feature"
-    temperature: float = 1.          # of the read-out's posterior, or of the cosine
+    temperature: float = .7          # of the read-out's posterior, or of the cosine
     dim: int = 64                    # of the metric space
+    mirror: bool = True              # encoders embed an image together with its mirror image, at twice the work
     w_consistency: float = 1.        # view-averaged teacher posteriors
     w_proxy_anchor: float = 0.       # L_metric of the paper, on shared proxies
     w_contrast: float = 0.           # the released queue contrast
-    student_lr: float = 1e-4
+    student_lr: float = 3e-5
     student_batch: int = 64
-    photo_views: int = 4             # teacher passes averaged for a target
-    sketch_views: int = 4
+    views: int = 4                   # teacher passes averaged for a target
     average: float = .98             # decay of the students' weight average
     # keeping
     log_every: int = 5               # steps
@@ -99,10 +100,11 @@ class CrossXConfig:
             value = getattr(self, f.name)
             if f.type is float and type(value) is int: setattr(self, f.name, float(value))
             elif type(value) is not f.type: raise TypeError(f"{f.name} wants {f.type.__name__}; found {value!r} ({type(value).__name__})")
-        low = {"batch": 2, "student_batch": 2, "warmup": 0, "rounds": 0, "bank": 2, "latent": 8, "log_every": 1, "sample_every": 1, "save_every": 1}
+        low = {"batch": 2, "student_batch": 2, "warmup": 0, "rounds": 0, "bank": 2, "latent": 8, "synthesis_steps": 0, "new_pairs": 1, "student_steps": 0, "views": 1, "strokes": 1, "pages": 1, "log_every": 1, "sample_every": 1, "save_every": 1}
         for k, v in low.items():
             if getattr(self, k) < v: raise ValueError(f"{k} is at least {v}; found {getattr(self, k)}")
-        if self.sketch_estimator not in ("stroke", "pixel"): raise ValueError(f"sketch_estimator is 'stroke' or 'pixel'; found {self.sketch_estimator!r}")
+        for k, known in (("sketch_estimator", ("stroke", "pixel")), ("readout", ("posterior", "feature")), ("guidance", Guide.SOURCES)):
+            if getattr(self, k) not in known: raise ValueError(f"{k} is one of {known}; found {getattr(self, k)!r}")
         if self.conditioned and not self.w_class: raise ValueError("a conditioned estimator wants w_class above 0, else nothing ties its pictures to the class it was told")
         if not self.conditioned and self.w_class: raise ValueError("w_class needs conditioned=True: an unconditioned estimator is told no class")
 
@@ -118,11 +120,11 @@ class CrossXConfig:
 PRESETS = {
     "dfsbir": {},
     "paper": dict(conditioned=False, sketch_estimator="pixel", w_class=0., w_one_hot=3., w_class_balance=5 / 2.302585092994046, w_activation=.1, w_align=1., align_symmetric=False,
-                  w_modality=1., w_adversarial=1., w_bn=0., w_total_variation=0., w_diversity=0., warmup=0, rounds=200, synthesis_steps=1, new_pairs=40, student_steps=1, bank=40, mix=0.,
-                  warm_start=False, readout="feature", temperature=.1, w_consistency=0., w_proxy_anchor=1., student_lr=1e-3, student_batch=40, average=0.),
+                  w_modality=1., w_adversarial=1., w_bn=0., w_total_variation=0., w_diversity=0., warmup=0, rounds=200, synthesis_steps=1, new_pairs=40, student_steps=1, bank=40, mix=0., vary=False,
+                  warm_start=False, readout="feature", temperature=.1, w_consistency=0., w_proxy_anchor=1., student_lr=1e-3, student_batch=40, average=0., mirror=False),
 }
 
-# %% ../nbs/08_crossx.ipynb #44ab57b5
+# %% ../nbs/08_crossx.ipynb #5d86be1c
 @contextmanager
 def _patient_interrupt():
     "Ctrl-C inside this block is remembered, not raised: yields a list that is non-empty once it came."
@@ -149,15 +151,17 @@ class CrossX:
         self.class_map = align_classes(photo_teacher.classes, sketch_teacher.classes, aliases)
         K = len(self.class_map.classes)
         proxies, slack = make_proxies(K, max(c.dim, K + 2), c.seed)
-        self.distiller = Distiller(*(make_encoder(self.teachers[m], self.class_map, proxies, slack[m], c.readout, c.temperature, c.warm_start, c.student_net or None) for m in MODALITIES),
+        self.distiller = Distiller(*(make_encoder(self.teachers[m], self.class_map, proxies, slack[m], c.readout, c.temperature, c.warm_start, c.mirror, c.student_net or None) for m in MODALITIES),
                                    c.weights(Distiller.TERMS), c.student_lr, c.plan().count("teach"), c.average, self.fabric)
-        self.guide = make_guide(c.guidance, self.teachers, c.seed, (c.guidance_photos, c.guidance_sketches)).to(self.fabric.device) if c.w_modality else None
-        objective = Objective(self.teachers, self.class_map, self.guide, self.answers, c.align_symmetric)
+        allowed = self.allowed = (c.guidance_photos, c.guidance_sketches) if c.guidance == "folders" else ()
+        with data_free(allowed): self.guide = make_guide(c.guidance, self.teachers, c.seed, allowed).to(self.fabric.device) if c.w_modality else None
+        objective = Objective(self.teachers, self.class_map, self.guide, self.answers, c.align_symmetric, bn=c.w_bn > 0)
         self.estimator = PairEstimator(*self._generators(K), objective, Terms(c.weights(Objective.TERMS)), self.fabric, warmup=max(c.plan().count("synthesize"), 1), batch=c.batch,
                                        lr=(c.photo_lr, c.sketch_lr), classify=None if c.conditioned else self.classify, seed=c.seed)
         self.bank, self.position = ReplayBank(c.bank, c.seed), 0
         watched = torch.Generator().manual_seed(c.seed)  # the pairs that every strip of pictures shows
         self.watched = torch.randn(16, c.latent, generator=watched), torch.arange(16) % K
+        self.drawn = rng_state()
 
     def _generators(self, K):
         c, k = self.config, K if self.config.conditioned else 0
@@ -166,8 +170,11 @@ class CrossX:
         return photo, sketch
 
     def answers(self, batch: PairBatch) -> dict:  # -> {modality: (N,K) log posteriors}
-        "What the students say of estimated pairs, with gradients to the pictures."
-        return {m: getattr(self.distiller.students, m).answer(batch.of(m))[1] for m in MODALITIES}
+        "What the students say of estimated pairs, with gradients to the pictures alone."
+        students = self.distiller.students.eval().requires_grad_(False)
+        heard = {m: getattr(students, m).answer(batch.of(m))[1] for m in MODALITIES}
+        students.train().requires_grad_(True)
+        return heard
 
     @torch.no_grad()
     def classify(self, batch: PairBatch) -> Tensor:  # -> (N,) long
@@ -175,19 +182,22 @@ class CrossX:
         return sum(self.class_map.posteriors(self.teachers[m](batch.of(m), bn=False).logits, m).log() for m in MODALITIES).argmax(1)
 
     def collect(self):
-        "New pairs for the bank: estimates, a share of them blended with another of a different class, with what the teachers say."
+        "New pairs for the bank: estimates, varied, a share of them blended with another, with what the teachers say."
         c = self.config
         for start in range(0, c.new_pairs, c.student_batch):
             pairs = self.estimator.sample(min(c.student_batch, c.new_pairs - start))
+            if c.vary: pairs = PairBatch(*(augment_batch(pairs.of(m), m) for m in MODALITIES), pairs.label)
             other = pairs[torch.randperm(len(pairs), device=pairs.label.device)]
             keep = torch.where(torch.rand(len(pairs)) < c.mix, .5 + .5 * torch.rand(len(pairs)), torch.ones(len(pairs))).to(pairs.photo)[:, None, None, None]
             blend = PairBatch(*(keep * pairs.of(m) + (1 - keep) * other.of(m) for m in MODALITIES), pairs.label)
-            with self.fabric.autocast(): self.bank.add(with_targets(blend, self.teachers, self.class_map, {Modality.PHOTO: c.photo_views, Modality.SKETCH: c.sketch_views}))
+            with self.fabric.autocast(): self.bank.add(with_targets(blend, self.teachers, self.class_map, c.views, c.temperature))
 
     def act(self, action: str) -> dict[str, float]:  # -> scalars for the log
         "One action of the plan."
         if action == "synthesize":
-            self.estimator.synthesize(1, show=1)
+            self.distiller.students.requires_grad_(False)  # L_adv wants gradients to the pictures alone
+            try: self.estimator.synthesize(1, show=1)
+            finally: self.distiller.students.requires_grad_(True)
             return self.estimator.terms.log("estimator/") | {f"diversity/{m}": d for m, d in self.estimator.diversity.items()}
         if action == "collect": self.collect(); return {"bank": len(self.bank)}
         self.distiller.step(self.bank.sample(self.config.student_batch))
@@ -201,21 +211,21 @@ class CrossX:
     def load_state_dict(self, state: dict):  # what `state_dict` gave
         "Puts everything back to where it was between two actions."
         for k in self.PARTS: getattr(self, k).load_state_dict(state[k])
-        self.position = state["position"]
-        set_rng_state(state["rng"])
+        self.position, self.drawn = state["position"], state["rng"]
+        set_rng_state(self.drawn)
 
     def fit(self, run: RunFolder,        # where checkpoints, log, pictures and encoders go; a run that stopped is continued
             callbacks=(),                # functions (crossx, action, scalars), called after every action
             progress: bool = True):      # a bar with rate, time left and the main terms
         "Runs the plan to its end, or goes on with it; gives {modality: Encoder}."
         c, plan = self.config, self.config.plan()
-        allowed = [p for p in (c.guidance_photos, c.guidance_sketches) if p]
-        if run.has_checkpoint("last"): self.load_state_dict(run.load_checkpoint("last"))
-        run.rewind(self.position)
-        require_writable(run.path, 2 * c.bank * (3 * c.photo_size**2 + c.sketch_size**2) + 100_000_000)
+        weights = 4 * sum(k * p.numel() for k, net in ((4, self.distiller.students), *((3, g) for g in self.estimator.generators.values())) for p in net.parameters())  # Adam keeps two more of each, the students' average is one
+        require_writable(run.path, 2 * (c.bank * (3 * c.photo_size**2 + c.sketch_size**2) + weights) * self.fabric.world_size + 50_000_000)  # two: the old checkpoint stays until the new one is whole
+        self._resume(run)
+        set_rng_state(self.drawn)  # whatever was drawn between making this object and now
         bar = tqdm(total=len(plan), initial=self.position, desc=f"CrossX {run.path.name}", disable=not (progress and self.fabric.is_global_zero), smoothing=.05)
-        with data_free(allowed), _patient_interrupt() as stop, bar:
-            while self.position < len(plan) and not stop:
+        with data_free(self.allowed), _patient_interrupt() as stop, bar:
+            while not (stopped := self._anyone(stop)) and self.position < len(plan):
                 action = plan[self.position]
                 try: scalars = self.act(action)
                 except Exception as e:
@@ -223,15 +233,37 @@ class CrossX:
                     raise
                 self.position += 1
                 self._keep(run, action, scalars, bar)
+                drawn = rng_state()
                 for callback in callbacks: callback(self, action, scalars)
+                set_rng_state(drawn)  # a callback that draws random numbers changes nothing
             self._save(run)
-        if stop: raise KeyboardInterrupt(f"stopped after action {self.position} of {len(plan)} and saved: call fit with the same run folder ({run.path}) to go on")
+            self.drawn = rng_state()
+        if stopped: raise KeyboardInterrupt(f"stopped after action {self.position} of {len(plan)} and saved: call fit with the same run folder ({run.path}) to go on")
         encoders = self.distiller.encoders()
-        if self.fabric.is_global_zero: save_encoders(run.encoders, encoders, run=run.path.name)
+        if self.fabric.is_global_zero:
+            save_encoders(run.encoders, encoders, run=run.path.name)
+            self.save_drawings(run)
         return encoders
 
+    def _anyone(self, stop) -> bool:
+        "Whether any process was asked to stop: all stop after the same action."
+        return bool(stop) if self.fabric.world_size == 1 else self.fabric.all_reduce(torch.tensor(float(bool(stop)), device=self.fabric.device), reduce_op="sum").item() > 0
+
+    @property
+    def _checkpoint(self): return f"last-{self.fabric.global_rank}" if self.fabric.global_rank else "last"  # every process has pairs and random numbers of its own
+
+    def _resume(self, run):
+        if run.has_checkpoint(self._checkpoint): self.load_state_dict(run.load_checkpoint(self._checkpoint))
+        if self.fabric.world_size > 1 and len(positions := set(self.fabric.all_gather(torch.tensor(self.position)).tolist())) > 1:
+            raise RuntimeError(f"the checkpoints of {self.fabric.world_size} processes in {run.path} stop at different actions, {sorted(positions)}: the run was killed while saving, or had another number of processes. Begin in a new folder")
+        if self.fabric.is_global_zero: run.rewind(self.position)
+        self.fabric.barrier()
+
     def _save(self, run):
-        if self.fabric.is_global_zero: run.save_checkpoint("last", self.state_dict())
+        for name, net in (*((f"{m} student", getattr(self.distiller.students, m)) for m in MODALITIES), *((f"{m} generator", g) for m, g in self.estimator.generators.items())):
+            if bad := [k for k, v in net.state_dict().items() if not torch.isfinite(v).all()]:
+                raise FloatingPointError(f"the {name}'s weights are no numbers any more ({', '.join(bad[:3])}) after action {self.position}: lower its rate. The last checkpoint of {run.path} is whole")
+        run.save_checkpoint(self._checkpoint, self.state_dict())
         self.fabric.barrier()
 
     def _keep(self, run, action, scalars, bar):
@@ -239,9 +271,8 @@ class CrossX:
         c, n = self.config, self.position
         bar.update()
         bar.set_postfix({k.split("/")[-1]: f"{v:.3g}" for k, v in scalars.items() if k.endswith(("class", "one_hot", "align", "bn", "consistency", "proxy_anchor", "total"))}, refresh=False)
-        if not self.fabric.is_global_zero: return
-        if n % c.log_every == 0 or action == "collect": run.log(n, **scalars)
-        if action == "synthesize" and (self.estimator.step % c.sample_every == 0 or self.estimator.step == 1): self.show_strip(run)
+        if self.fabric.is_global_zero and (n % c.log_every == 0 or action == "collect"): run.log(n, **scalars)
+        if self.fabric.is_global_zero and action == "synthesize" and (self.estimator.step % c.sample_every == 0 or self.estimator.step == 1): self.show_strip(run)
         if n % c.save_every == 0: self._save(run)
 
     @torch.no_grad()
@@ -249,6 +280,17 @@ class CrossX:
         "The same sixteen pairs at any step, drawn without touching the run's random numbers."
         noise, label = self.fabric.to_device(self.watched)
         return PairBatch(*(self.estimator.generators[m].eval()(noise, label if self.config.conditioned else None) for m in MODALITIES), label)
+
+    @torch.no_grad()
+    def save_drawings(self, run):
+        "The stroke estimator's watched drawings as vector graphics, samples/drawing_NN_CLASS.svg; a pixel estimator has none."
+        pen = self.estimator.generators[Modality.SKETCH]
+        if not isinstance(pen, StrokeGenerator): return
+        noise, label = self.fabric.to_device(self.watched)
+        drawings = pen.eval().strokes(noise, label)
+        for i, k in enumerate(label.tolist()):
+            name = "".join(ch if ch.isalnum() else "-" for ch in self.class_map.classes[k])
+            with write_atomic(run.samples / f"drawing_{i:02d}_{name}.svg") as tmp: tmp.write_text(drawings.svg(i))
 
     def show_strip(self, run):
         "Photos above, sketches below, as samples/estimates_STEP.png."

@@ -7,7 +7,7 @@ __all__ = ['PosteriorReadout', 'FeatureReadout', 'make_proxies', 'Encoder', 'bui
            'teacher_targets', 'Students', 'Distiller', 'with_targets', 'save_encoders', 'load_encoder', 'load_encoders',
            'export_onnx']
 
-# %% ../nbs/07_distillation.ipynb #d34e80ac
+# %% ../nbs/07_distillation.ipynb #dbf75b25
 import copy, json, math
 from pathlib import Path
 
@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from .core import MODALITIES, Modality, Normalizer, PairBatch, load_state, make_fabric, read_card, save_state, write_atomic
 from .losses import QueueContrast, Terms, consistency_loss, proxy_anchor_loss
-from .teachers import ClassMap, Teacher, build_net
+from .teachers import ClassMap, Teacher, build_net, input_of
 
-# %% ../nbs/07_distillation.ipynb #536cf96a
+# %% ../nbs/07_distillation.ipynb #d7717647
 class PosteriorReadout(nn.Module):
     "Logits to embeddings whose cosine is the probability that a photo and a sketch show one class."
     def __init__(self,
@@ -36,8 +36,9 @@ class PosteriorReadout(nn.Module):
         held = (logits.float() / self.temperature)[:, :, None] + self.members.clamp_min(1e-30).log()
         return held.logsumexp(1).log_softmax(1)
 
-    def forward(self, logits: Tensor) -> Tensor:  # (N,C) -> (N,D), unit length
+    def forward(self, logits: Tensor, again: Tensor | None = None) -> Tensor:  # (N,C), perhaps of a second view -> (N,D), unit length
         p = self.log_posteriors(logits).exp()
+        if again is not None: p = (p + self.log_posteriors(again).exp()) / 2
         unsure = (1 - p.square().sum(1, keepdim=True)).clamp_min(1e-9).sqrt()
         return p @ self.proxies + unsure * self.slack
 
@@ -54,7 +55,9 @@ class FeatureReadout(nn.Module):
         "Log posterior over the shared classes, by cosine with the proxies."
         return (self(features) @ F.normalize(self.proxies, dim=1).T / self.temperature).log_softmax(1)
 
-    def forward(self, features: Tensor) -> Tensor: return F.normalize(self.project(features.float()), dim=1)
+    def forward(self, features: Tensor, again: Tensor | None = None) -> Tensor:  # (N,width), perhaps of a second view -> (N,D), unit length
+        e = F.normalize(self.project(features.float()), dim=1)
+        return e if again is None else F.normalize(e + F.normalize(self.project(again.float()), dim=1), dim=1)
 
 def make_proxies(classes: int,     # K, shared classes
                  dim: int,         # D of the metric space, at least K + 2
@@ -64,24 +67,25 @@ def make_proxies(classes: int,     # K, shared classes
     frame = torch.linalg.qr(torch.randn(dim, classes + 2, generator=torch.Generator().manual_seed(seed)))[0].T.contiguous()
     return frame[:classes], dict(zip(MODALITIES, frame[classes:]))
 
-# %% ../nbs/07_distillation.ipynb #82c51608
+# %% ../nbs/07_distillation.ipynb #ce01ec57
 class Encoder(nn.Module):
     "Canonical images to unit embeddings in the shared metric space."
     def __init__(self,
                  net: nn.Module,          # gives logits (posterior read-out) or features (feature read-out)
                  normalizer: Normalizer,  # the net's input
                  readout: nn.Module,      # PosteriorReadout or FeatureReadout
-                 card: dict,              # JSON: modality, net, input, classes, readout; enough to build it again
+                 card: dict,              # JSON: modality, net, input, classes, readout, mirror; enough to build it again
                  frozen_bn: bool = True):  # keep the batch-norm statistics as they are while training
         super().__init__()
         self.net, self.normalizer, self.readout, self.card, self.frozen_bn = net, normalizer, readout, card, frozen_bn
 
     def forward(self, x: Tensor) -> Tensor:  # (N,1|3,H,W) in [0,1] -> (N,D), unit length
-        "Embeddings."
-        return self.readout(self.net(self.normalizer(x)))
+        "Embeddings; with `mirror` in the card, of each image and its mirror image together (twice the work)."
+        x = self.normalizer(x)
+        return self.readout(self.net(x), self.net(x.flip(3)) if self.card.get("mirror") else None)
 
     def answer(self, x: Tensor) -> tuple[Tensor, Tensor]:  # -> embeddings (N,D), log posteriors (N,K)
-        "Embeddings and class answers from one pass through the net."
+        "Embeddings and class answers of one view, from one pass through the net."
         h = self.net(self.normalizer(x))
         return self.readout(h), self.readout.log_posteriors(h)
 
@@ -92,7 +96,7 @@ class Encoder(nn.Module):
                 if isinstance(m, nn.modules.batchnorm._BatchNorm): m.eval()
         return self
 
-# %% ../nbs/07_distillation.ipynb #66afe8d0
+# %% ../nbs/07_distillation.ipynb #283744ac
 def _headless(net: nn.Module, head: str) -> nn.Module:
     "The net with its last linear layer replaced by the identity: it then gives features."
     parent, _, name = head.rpartition(".")
@@ -114,15 +118,17 @@ def make_encoder(teacher: Teacher,
                  kind: str = "posterior",  # or "feature"
                  temperature: float = 1.,  # of the posterior; for "feature", of the cosine
                  warm: bool = True,      # start from the teacher's weights
+                 mirror: bool = False,   # embed each image together with its mirror image: better, at twice the work
                  net: str | None = None) -> Encoder:  # "source/name" of another architecture than the teacher's; needs warm=False
     "A student encoder for one teacher."
-    if net is not None and warm: raise ValueError("a student of another architecture cannot start from the teacher's weights: set warm=False")
+    if net is not None and warm: raise ValueError("a student of another architecture cannot start from the teacher's weights: set warm=False (warm_start in a config)")
     if net is None and not teacher.card.get("source"):
-        raise ValueError("this teacher's net cannot be rebuilt by name (it came as a module or a program): name a student net, for instance net='dfsbir/small', with warm=False")
+        raise ValueError("this teacher's net cannot be rebuilt by name (it came as a module or a program): name a student net, for instance net='dfsbir/small', with warm=False (student_net and warm_start in a config)")
     source, _, name = (net or f"{teacher.card['source']}/{teacher.card['name']}").partition("/")
     recipe = {"source": source, "name": name, "classes": len(teacher.classes)}
-    start = teacher if warm else Teacher(build_net(**recipe), teacher.classes, copy.deepcopy(teacher.normalizer), teacher.modality)
-    card = {"modality": str(teacher.modality), "net": recipe, "head": start.head, "input": teacher.normalizer.card(), "classes": list(class_map.classes),
+    normalizer = copy.deepcopy(teacher.normalizer) if net is None else input_of(source, teacher.normalizer.size)
+    start = teacher if warm else Teacher(build_net(**recipe), teacher.classes, normalizer, teacher.modality)
+    card = {"modality": str(teacher.modality), "net": recipe, "head": start.head, "input": normalizer.card(), "classes": list(class_map.classes), "mirror": mirror,
             "readout": {"kind": kind, "temperature": temperature, "dim": proxies.shape[1], "width": len(teacher.classes) if kind == "posterior" else start.dim}}
     encoder = build_encoder(card)
     encoder.net.load_state_dict((_headless(copy.deepcopy(start.net), start.head) if kind == "feature" else start.net).state_dict())
@@ -137,15 +143,15 @@ def make_encoder(teacher: Teacher,
     encoder.net.to(memory_format=torch.channels_last)
     return encoder.requires_grad_(True).train()
 
-# %% ../nbs/07_distillation.ipynb #9397a811
+# %% ../nbs/07_distillation.ipynb #1da2f9f8
 def shift_flip(x: Tensor,     # (N,C,H,W)
                shift: float = .03,  # largest shift, as a share of the side
-               flip: bool = True) -> Tensor:  # mirror half of the images
+               flip: float = .5) -> Tensor:  # share of the images that are mirrored
     "One random view of each image: shifted by whole pixels (edges repeated), perhaps mirrored."
     N, C, H, W = x.shape
     k = max(1, round(shift * H))
     rows, cols = (torch.arange(s, device=x.device) + torch.randint(-k, k + 1, (N, 1), device=x.device) for s in (H, W))
-    if flip: cols = torch.where(torch.rand(N, 1, device=x.device) < .5, W - 1 - cols, cols)
+    cols = torch.where(torch.rand(N, 1, device=x.device) < flip, W - 1 - cols, cols)
     index = torch.arange(N, device=x.device)[:, None, None]
     return x[index, :, rows.clamp(0, H - 1)[:, :, None], cols.clamp(0, W - 1)[:, None, :]].permute(0, 3, 1, 2)
 
@@ -153,13 +159,13 @@ def shift_flip(x: Tensor,     # (N,C,H,W)
 def teacher_targets(teacher: Teacher,
                     class_map: ClassMap,
                     x: Tensor,             # (N,C,H,W) canonical images
-                    views: int = 4,        # passes to average; the first is the image itself
+                    views: int = 4,        # passes to average: the image, its mirror image, then random views
                     temperature: float = 1.) -> Tensor:  # (N,K)
     "The teacher's posterior over the shared classes, averaged over views of each image."
-    flip = teacher.modality is Modality.PHOTO
-    return torch.stack([class_map.posteriors(teacher(x if v == 0 else shift_flip(x, flip=flip)).logits, teacher.modality, temperature) for v in range(views)]).mean(0)
+    seen = (x if v == 0 else x.flip(3) if v == 1 else shift_flip(x) for v in range(views))
+    return torch.stack([class_map.posteriors(teacher(view, bn=False).logits, teacher.modality, temperature) for view in seen]).mean(0)
 
-# %% ../nbs/07_distillation.ipynb #70649e7f
+# %% ../nbs/07_distillation.ipynb #219dbaca
 class Students(nn.Module):
     "The two encoders as one module, so that several processes and one optimiser hold both."
     def __init__(self, photo: Encoder, sketch: Encoder):
@@ -194,7 +200,7 @@ class Distiller:
 
     def losses(self, batch: PairBatch) -> dict:
         "The named terms on one random view of each image."
-        (ep, lp), (es, ls) = self.students(shift_flip(batch.photo), shift_flip(batch.sketch, flip=False))
+        (ep, lp), (es, ls) = self.students(shift_flip(batch.photo), shift_flip(batch.sketch))
         proxies = self.students.photo.readout.proxies
         return {"consistency": lambda: (consistency_loss(lp, batch.photo_target) + consistency_loss(ls, batch.sketch_target)) / 2,
                 "proxy_anchor": lambda: proxy_anchor_loss(torch.cat([ep, es]), batch.label.repeat(2), proxies),
@@ -211,8 +217,9 @@ class Distiller:
         self.optimizer.step(); self.schedule.step()
         self.steps_done += 1
         with torch.no_grad():
-            for kept, now in zip(self.averaged.state_dict().values(), self.students.state_dict().values()):
-                kept.lerp_(now, 1 - min(self.average, self.steps_done / (self.steps_done + 5))) if kept.is_floating_point() else kept.copy_(now)
+            for tensors in ("parameters", "buffers"):  # proxies that both students share are met once
+                for kept, now in zip(*(getattr(s, tensors)() for s in (self.averaged, self.students))):
+                    kept.lerp_(now, 1 - min(self.average, self.steps_done / (self.steps_done + 5))) if kept.is_floating_point() else kept.copy_(now)
         return self.terms.log()
 
     def encoders(self) -> dict[Modality, Encoder]:
@@ -228,12 +235,14 @@ class Distiller:
             if k == "steps_done": self.steps_done = v
             else: getattr(self, k).load_state_dict(v)
 
-# %% ../nbs/07_distillation.ipynb #6ccb5cb4
-def with_targets(batch: PairBatch, teachers: dict, class_map: ClassMap,
-                 views: dict | None = None) -> PairBatch:  # {modality: passes to average}; None: 4 for photos, 1 for sketches
+# %% ../nbs/07_distillation.ipynb #71a850d9
+def with_targets(batch: PairBatch,
+                 teachers: dict,         # by modality
+                 class_map: ClassMap,
+                 views: int = 4,         # passes to average
+                 temperature: float = 1.) -> PairBatch:  # of the posteriors, the students' own
     "The batch, with what the teachers say of each image."
-    views = views or {Modality.PHOTO: 4, Modality.SKETCH: 1}
-    return PairBatch(batch.photo, batch.sketch, batch.label, *(teacher_targets(teachers[m], class_map, batch.of(m), views[m]) for m in MODALITIES))
+    return PairBatch(batch.photo, batch.sketch, batch.label, *(teacher_targets(teachers[m], class_map, batch.of(m), views, temperature) for m in MODALITIES))
 
 # %% ../nbs/07_distillation.ipynb #fe6523cb
 def save_encoders(folder,          # made if absent

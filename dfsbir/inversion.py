@@ -385,7 +385,7 @@ class PairEstimator:
                 raise EstimatorCollapsed(f"at step {self.step} two {m} estimates of one class differ by {d:.4f} (root mean square), under the floor of {self.floor}: "
                                          "raise the weight of the diversity term, lower the rate, or begin again from another seed")
 
-# %% ../nbs/05_inversion.ipynb #6980287f
+# %% ../nbs/05_inversion.ipynb #b964773c
 def _one_step(self: PairEstimator):
     "One step of both generators."
     progress = min(1., self.step / self.warmup)
@@ -396,7 +396,7 @@ def _one_step(self: PairEstimator):
     noise, label = self.deal(self.batch)
     batch = PairBatch(*(self._nets[m](noise, label if self.classes else None) for m in MODALITIES), label)
     if self.classify: batch.label = self.classify(batch)
-    loss = self.terms(self.objective(batch, noise))
+    with self.fabric.autocast(): loss = self.terms(self.objective(batch, noise))
     for m in MODALITIES: self._optimisers[m].zero_grad()
     self.fabric.backward(loss)
     for m in MODALITIES: self._optimisers[m].step()

@@ -375,7 +375,7 @@ def augment_batch(x: Tensor,               # (N,C,H,W) canonical
     grey = x.mean(1, keepdim=True)
     return (grey + (x - grey) * knob(0.8, 1.2)).clamp(0, 1)
 
-# %% ../nbs/04_teachers.ipynb #ed9c0214
+# %% ../nbs/04_teachers.ipynb #ef0592b5
 @torch.no_grad()
 def accuracy(net: nn.Module,    # a Teacher, or a plain net in evaluation mode
              data: ImageSet,    # images of the classes it knows, in its order
@@ -423,6 +423,7 @@ def train_teacher(data: ImageSet,               # training images, one modality
         normalizer = input_of(source, size or data.size)
         history, best = _fit(nn.Sequential(normalizer, net.to(memory_format=torch.channels_last)), rest, held, epochs, lr, batch_size, seed, augment, label_smoothing, weight_decay, fabric, progress)
     net.load_state_dict(best)
+    net.zero_grad(set_to_none=True)
     top = max(history, key=lambda h: (h["val_accuracy"], -h["val_loss"]))
     card = dict(source=source, name=name, accuracy={"validation": top["val_accuracy"]}, epoch=top["epoch"], epochs=epochs, lr=lr, batch_size=batch_size, seed=seed, augment=augment,
                 pretrained=pretrained, images=len(rest), manifest=data.digest())

@@ -221,12 +221,15 @@ def test_missing_guide_or_students_are_named(teachers):
 
 # guides
 
-def guide_of(source, teachers, folders, seed=0): return make_guide(source, teachers, seed, folders)
+@pytest.fixture(scope="module")
+def guides(teachers, folders):
+    "One of each source, made inside the gate that they pass."
+    with data_free(folders): return {source: make_guide(source, teachers, 0, folders) for source in Guide.SOURCES}
 
 
 @pytest.mark.parametrize("source", Guide.SOURCES)
-def test_guides_are_right_frozen_and_differentiable(source, teachers, folders, photos_and_sketches):
-    guide = guide_of(source, teachers, folders)
+def test_guides_are_right_frozen_and_differentiable(source, guides, photos_and_sketches):
+    guide = guides[source]
     photos, sketches = photos_and_sketches
     with torch.no_grad(): auc = (guide(sketches)[:, None] > guide(photos)).float().mean().item()
     assert auc > .95 and share_right(guide, photos, sketches) > .8
@@ -241,8 +244,8 @@ def test_guides_are_right_frozen_and_differentiable(source, teachers, folders, p
 
 
 @pytest.mark.parametrize("source", Guide.SOURCES)
-def test_guides_judge_each_image_alone_and_survive_flat_ones(source, teachers, folders, photos_and_sketches):
-    guide, x = guide_of(source, teachers, folders), photos_and_sketches[0][:4]
+def test_guides_judge_each_image_alone_and_survive_flat_ones(source, guides, photos_and_sketches):
+    guide, x = guides[source], photos_and_sketches[0][:4]
     assert torch.allclose(guide(x), torch.cat([guide(v[None]) for v in x]), atol=1e-4)
     for value in (0., .5, 1.):
         flat = torch.full((2, 1, SIDE, SIDE), value, requires_grad=True)
@@ -251,17 +254,21 @@ def test_guides_judge_each_image_alone_and_survive_flat_ones(source, teachers, f
 
 
 @pytest.mark.parametrize("source", Guide.SOURCES)
-def test_guides_are_deterministic_and_leave_randomness_alone(source, teachers, folders):
-    state, x = torch.get_rng_state(), torch.rand(4, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
-    first = guide_of(source, teachers, folders)(x)
-    assert torch.equal(torch.get_rng_state(), state)
+def test_guides_are_deterministic_and_leave_randomness_alone(source, guides, teachers, folders):
     torch.manual_seed(99)
-    with torch.no_grad(): assert torch.equal(guide_of(source, teachers, folders)(x), first)
-    if source != "teachers": assert not torch.equal(guide_of(source, teachers, folders, seed=1)(x), first)
+    state, x = torch.get_rng_state(), torch.rand(4, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad(): assert torch.equal(make_guide(source, teachers, 0, folders)(x), guides[source](x))
+    assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_trained_guides_are_blind_to_colour(folders):
-    guide, x = make_guide("folders", folders=folders), torch.rand(4, 3, SIDE, SIDE)
+def test_another_seed_is_another_guide(guides, folders):
+    x = torch.rand(4, 3, SIDE, SIDE)
+    assert not torch.equal(make_guide("folders", seed=1, folders=folders)(x), guides["folders"](x))
+
+
+@pytest.mark.parametrize("source", ["procedural", "folders"])
+def test_trained_guides_are_blind_to_colour(source, guides):
+    guide, x = guides[source], torch.rand(4, 3, SIDE, SIDE)
     assert torch.allclose(guide(x), guide((x * torch.tensor(Normalizer.LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)), atol=1e-4)
 
 
@@ -289,16 +296,14 @@ def test_procedural_images_are_canonical(size):
     assert (random_drawings(30, size).amin((1, 2, 3)) < .8).all()  # no empty paper
 
 
-def test_guidance_without_images_passes_the_gate(teachers):
-    with data_free():
-        for source in ("procedural", "teachers"): assert make_guide(source, teachers).source == source
+def test_guidance_without_images_passes_the_closed_gate(teachers):
+    with data_free(): assert make_guide("teachers", teachers).source == "teachers"
 
 
-def test_folders_pass_the_gate_only_where_allowed(folders):
+def test_folders_pass_the_gate_only_where_allowed(folders, guides):
     with data_free(), pytest.raises(DataFreeViolation): make_guide("folders", folders=folders)
     with data_free(folders[:1]), pytest.raises(DataFreeViolation): make_guide("folders", folders=folders)
-    with data_free(folders):
-        guide = make_guide("folders", folders=folders)
+    guide = guides["folders"]
     assert all(str(f) in guide.description for f in folders) and "20 photo images" in guide.description and "10 held back" in guide.description
 
 

@@ -79,6 +79,14 @@ def test_readouts_against_the_definitions(pair, images):
         assert score(("teacher-posteriors", "cosine")) == pytest.approx(cos(p[PHOTO], p[SKETCH]), abs=1e-4)
 
 
+def test_the_mirror_readout_is_the_mean_of_two_looks(pair, images):
+    class_map = align_classes(*(pair[m].classes for m in MODALITIES))
+    found, _ = teacher_readouts(pair, class_map, images[PHOTO], images[SKETCH])
+    for m in MODALITIES:
+        looks = [class_map.posteriors(pair[m](x).logits, m) for x in (images[m].images(), images[m].images().flip(3))]
+        assert torch.allclose(found["teacher-posteriors", "mirror"][m], (looks[0] + looks[1]) / 2, atol=1e-5)
+
+
 def test_readouts_with_several_members_of_a_class(images):
     "Two own classes that mean one: posteriors add up, in the logits' read-out too."
     teachers = {PHOTO: teacher(PHOTO, ["beagle", "poodle", "cat"]), SKETCH: teacher(SKETCH, ["cat", "dog"])}
@@ -142,10 +150,10 @@ def test_pairs_are_real_and_of_one_class(pair, real):
 
 def test_targets_are_what_a_crossx_run_would_teach(pair, real):
     "The teachers' answers to the very images that the students see, blends included; the pairs are real before that."
-    run = DataDependent(pair[PHOTO], pair[SKETCH], config(views=1, vary=False, mix=1.), real[PHOTO], real[SKETCH])
+    run = DataDependent(pair[PHOTO], pair[SKETCH], config(views=1, vary=False, mix=1., temperature=2.), real[PHOTO], real[SKETCH])
     run.crossx.collect()
     for m in MODALITIES:
-        assert torch.allclose(run.batch.target_of(m), run.crossx.class_map.posteriors(pair[m](run.batch.of(m)).logits, m), atol=1e-5)
+        assert torch.allclose(run.batch.target_of(m), run.crossx.class_map.posteriors(pair[m](run.batch.of(m)).logits, m, 2.), atol=1e-5)
     assert ((run.batch.photo[:, None] - real[PHOTO].images()[None]).abs().flatten(2).sum(2).min(1)[0] > 0).sum() > 1, "blends, but where an image met itself"
 
 

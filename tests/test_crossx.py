@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import asdict, fields, replace
 
 import pytest
@@ -65,8 +64,7 @@ def begin(teachers, config, folder):
 
 def result(run):
     "Everything a run leaves behind, bytes where bytes are promised."
-    encoders = {m: load for m, load in load_encoders(run.encoders).items()}
-    return {m: e.state_dict() for m, e in encoders.items()}, (run.path / "metrics.jsonl").read_bytes(), {p.name: p.read_bytes() for p in run.samples.iterdir()}
+    return {m: e.state_dict() for m, e in load_encoders(run.encoders).items()}, (run.path / "metrics.jsonl").read_bytes(), {p.name: p.read_bytes() for p in run.samples.iterdir()}
 
 
 def assert_same(a, b):
@@ -84,7 +82,6 @@ def press_during(crossx, at):
     def pressed(action):
         if crossx.position == at:
             os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0)
         return act(action)
     crossx.act = pressed
 
@@ -108,7 +105,7 @@ def test_plan_has_every_phase():
 
 
 @pytest.mark.parametrize("preset", CONFIGS)
-@pytest.mark.parametrize("at", [0, 3, 4, 6, 7, 8, 9], ids=lambda i: f"{i}-{PLAN[i]}")
+@pytest.mark.parametrize("at", [0, 3, 5, 9], ids=lambda i: f"{i}-{PLAN[i]}")
 def test_ctrl_c_and_resume_equal_an_uninterrupted_run(teachers, whole, tmp_path, preset, at):
     crossx, run = begin(teachers, CONFIGS[preset], tmp_path / "run")
     press_during(crossx, at)
@@ -266,7 +263,7 @@ def test_weights_that_are_no_numbers_reach_neither_checkpoint_nor_encoders(teach
     def overflow(action):
         scalars = act(action)
         if crossx.position == len(PLAN) - 1:
-            next(net.parameters()).data.view(-1)[0] = float("inf")
+            next(net.parameters()).data.fill_(float("inf"))
         return scalars
     crossx.act = overflow
     with pytest.raises(FloatingPointError, match=what):
@@ -315,7 +312,7 @@ def test_room_is_asked_for_bank_and_weights(teachers, tmp_path, monkeypatch):
     crossx, run = begin(teachers, config, tmp_path / "run")
     weights = 4 * sum(p.numel() for p in crossx.distiller.students.parameters()) * 4
     asked = []
-    monkeypatch.setattr("dfsbir.crossx.require_writable", lambda folder, need: asked.append(need) or pytest.skip.Exception)
+    monkeypatch.setattr("dfsbir.crossx.require_writable", lambda folder, need: asked.append(need))
     crossx.config = replace(config, warmup=0, rounds=0)
     crossx.fit(run, progress=False)
     assert asked[0] >= 2 * (1_000_000 * 4 * SIDE**2 + weights)
@@ -464,7 +461,7 @@ def test_audit_no_training_image_is_opened_between_freezing_and_evaluation(home)
     assert not under("fit", "data"), "a data file was opened between the teachers' freezing and evaluation"
     assert not under("teachers", "data", "test") and not under("evaluation", "data", "train")
     assert under("evaluation", "data", "test")
-    assert {p for p in under("fit", "run") if p.endswith(".png")} or any(p.endswith(".safetensors") or "checkpoints" in p for p in under("fit", "run")), "the recorder hears fit"
+    assert under("fit", "run", "checkpoints"), "the recorder hears fit"
 
 
 # teachers of all kinds
@@ -524,12 +521,12 @@ def test_modules_of_one_and_three_channels_without_batch_norm(tmp_path, readout)
 
 
 def test_one_teacher_with_batch_norm_is_prior_enough(teachers, tmp_path):
-    config = replace(CONFIGS["dfsbir"], **FEW, warm_start=False, student_net="dfsbir/tiny", w_modality=1.)
+    config = replace(CONFIGS["dfsbir"], **FEW, warm_start=False, student_net="dfsbir/tiny")
     pair = teachers[0], make_teacher(Modality.SKETCH, net=no_norm(3))
     crossx, run = begin(pair, config, tmp_path / "run")
     check(crossx.fit(run, progress=False))
     with pytest.raises(ValueError, match="no batch norm that can be listened to.*procedural"):
-        CrossX(*pair, replace(config, guidance="teachers"))
+        CrossX(*pair, replace(config, w_modality=1., guidance="teachers"))
 
 
 def test_swapped_teachers_are_named(teachers):
@@ -563,6 +560,7 @@ for name in ("dfsbir", "paper"):
     crossx.fit(RunFolder(home / name, asdict(config)), [lambda c, action, scalars: heard.append(c.position)], progress=False)
     nets = [crossx.distiller.students, *crossx.estimator.generators.values()]
     torch.save({"weights": [p.detach().clone() for n in nets for p in n.parameters()], "bank": crossx.bank.pairs.photo, "heard": heard}, home / f"{name}{fabric.global_rank}.pt")
+    if name == "dfsbir": continue
     stopped = CrossXConfig(**{**asdict(config), "seed": 1})
     crossx = CrossX(*teachers, stopped, fabric=fabric)
     if fabric.global_rank == 1:  # Ctrl-C reaches one process before the other
@@ -598,6 +596,6 @@ def test_two_processes_agree(home):
         for a, b in zip(one["weights"], two["weights"]):
             assert torch.equal(a, b)
         assert not torch.equal(one["bank"], two["bank"]), "each process estimates pictures of its own"
-        (first, same), other = (json.loads((home / f"{name}{rank}.json").read_text()) for rank in range(2))
-        assert first == 5 and same and other == [first, same], "stopped together, and went on as if never stopped"
         check(load_encoders(home / name / "encoders"))
+    (first, same), other = (json.loads((home / f"paper{rank}.json").read_text()) for rank in range(2))
+    assert first == 5 and same and other == [first, same], "stopped together, and went on as if never stopped"

@@ -1,0 +1,286 @@
+"""What the distillation notebook should not hold: read-outs against slow loops, encoders in a fresh process, ONNX, exact resume, students of other nets."""
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from dfsbir.core import MODALITIES, Modality, Normalizer, PairBatch, UnsafeCheckpoint, load_state, save_state
+from dfsbir.distillation import (Distiller, FeatureReadout, PosteriorReadout, build_encoder, export_onnx, load_encoder, load_encoders, make_encoder, make_proxies, save_encoders, shift_flip,
+                                 teacher_targets, with_targets)
+from dfsbir.losses import NonFiniteTerm
+from dfsbir.teachers import Teacher, align_classes, build_net, input_of
+
+SIDE = 20
+PHOTO, SKETCH = ["poodle", "beagle", "car", "tree", "moon"], ["dog", "automobile", "fish", "tree"]
+MAP = align_classes(PHOTO, SKETCH, {"poodle": "dog", "beagle": "dog", "automobile": "car"})
+K, D = 3, 8
+
+
+@pytest.fixture(autouse=True)
+def one_thread_one_seed():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1); torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def teachers():
+    torch.manual_seed(0)
+    return {m: Teacher(build_net("dfsbir", "tiny", len(names)), names, input_of("dfsbir", SIDE), m, card=dict(source="dfsbir", name="tiny")) for m, names in zip(MODALITIES, (PHOTO, SKETCH))}
+
+
+def students(teachers, **options):
+    proxies, slack = make_proxies(K, D)
+    return [make_encoder(teachers[m], MAP, proxies, slack[m], **options) for m in MODALITIES]
+
+
+def pairs(n=8):
+    return PairBatch(torch.rand(n, 3, SIDE, SIDE), torch.rand(n, 1, SIDE, SIDE), torch.arange(n) % K)
+
+
+def same(a, b):
+    a, b = a.state_dict(), b.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+# read-outs
+
+def test_posterior_readout_against_a_slow_loop():
+    proxies, slack = make_proxies(K, D, seed=3)
+    readout = {m: PosteriorReadout(MAP.matrix(m), proxies, slack[m], 2.) for m in MODALITIES}
+    logits = {m: torch.randn(4, len(names)) * 3 for m, names in zip(MODALITIES, (PHOTO, SKETCH))}
+    z, p = {}, {}
+    for m, names in zip(MODALITIES, (PHOTO, SKETCH)):
+        rows = []
+        for row in logits[m]:
+            e = (row / 2.).double().exp().tolist()
+            sums = [sum(e[c] for c in range(len(names)) if MAP.matrix(m)[c, k]) for k in range(K)]
+            rows.append([s / sum(sums) for s in sums])
+        p[m] = torch.tensor(rows)
+        z[m] = readout[m](logits[m])
+        torch.testing.assert_close(readout[m].log_posteriors(logits[m]).exp(), p[m])
+        torch.testing.assert_close(MAP.posteriors(logits[m], m, 2.), p[m])
+        torch.testing.assert_close(z[m].norm(dim=1), torch.ones(4))
+    a, b = MODALITIES
+    torch.testing.assert_close(z[a] @ z[b].T, p[a] @ p[b].T)  # the probability that the two show one class
+
+
+def test_posterior_readout_at_the_extremes():
+    proxies, slack = make_proxies(K, D)
+    readout = PosteriorReadout(torch.eye(K), proxies, slack[Modality.PHOTO])
+    logits = torch.tensor([[1e4, 0, 0], [0., 0, 0], [-1e4, -1e4, -1e4]]).requires_grad_()
+    z = readout(logits)
+    z.sum().backward()
+    assert z.isfinite().all() and logits.grad.isfinite().all()
+    torch.testing.assert_close(z[0], proxies[0], atol=1e-4, rtol=0)
+
+
+def test_feature_readout_answers_by_cosine():
+    readout = FeatureReadout(5, make_proxies(K, D)[0], .1)
+    h = torch.randn(4, 5)
+    z = readout(h)
+    torch.testing.assert_close(readout.log_posteriors(h).exp(), torch.stack([F.cosine_similarity(z, p[None]) for p in readout.proxies], 1).div(.1).softmax(1))
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_a_warm_posterior_student_says_what_its_teacher_says(teachers, mirror):
+    for e, m in zip(students(teachers, mirror=mirror), MODALITIES):
+        x = pairs().of(m)
+        answers = teachers[m](x).logits
+        torch.testing.assert_close(e.eval().answer(x)[1].exp(), MAP.posteriors(answers, m))
+        assert all(not p.requires_grad for p in teachers[m].net.parameters()) and all(p.requires_grad for p in e.net.parameters())
+        with torch.no_grad():
+            next(e.parameters()).add_(1)
+        assert torch.equal(teachers[m](x).logits, answers), "the student is a copy"
+
+
+def test_frozen_batch_norm_stays_and_a_fresh_one_moves(teachers):
+    for warm in (True, False):
+        e = students(teachers, warm=warm)[0]
+        before = {k: v.clone() for k, v in e.net.state_dict().items() if "running" in k}
+        e.train()(torch.rand(4, 3, SIDE, SIDE))
+        assert all(torch.equal(before[k], e.net.state_dict()[k]) for k in before) is warm
+
+
+# students of other nets, other inputs
+
+class OneChannel(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(1, 6, 3, 2), nn.Linear(6, len(SKETCH))
+    def forward(self, x): return self.head(self.conv(x).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("kind", ["posterior", "feature"])
+def test_a_student_of_another_net_has_that_nets_input(teachers, kind):
+    proxies, slack = make_proxies(K, D)
+    sketch = Teacher(OneChannel(), SKETCH, Normalizer(28, 1, .2, .4, dark_on_light=False), "sketch")
+    e = make_encoder(sketch, MAP, proxies, slack[Modality.SKETCH], kind, warm=False, net="dfsbir/small")
+    assert e.normalizer.card() == input_of("dfsbir", 28).card() and type(e.net).__name__ == "SmallNet"
+    assert e.eval()(torch.rand(2, 1, 40, 40)).shape == (2, D)
+    assert build_encoder(e.card).state_dict().keys() == e.state_dict().keys()
+    with pytest.raises(ValueError, match="cannot be rebuilt by name.*student net.*warm=False"):
+        make_encoder(sketch, MAP, proxies, slack[Modality.SKETCH], kind)
+    with pytest.raises(ValueError, match="another architecture.*warm=False"):
+        make_encoder(sketch, MAP, proxies, slack[Modality.SKETCH], kind, net="dfsbir/small")
+
+
+def test_an_unknown_readout_is_named(teachers):
+    with pytest.raises(ValueError, match="'posterior' or 'feature'; found 'features'"):
+        students(teachers, kind="features")
+
+
+# views and targets
+
+def test_shift_flip_moves_whole_pixels():
+    x = torch.rand(6, 2, 16, 16)
+    moved = shift_flip(x, shift=.1, flip=.5)
+    for a, b in zip(x, moved):
+        padded = F.pad(a[None], (2, 2, 2, 2), mode="replicate")[0]
+        views = [v for i in range(5) for j in range(5) for p in [padded[:, i:i + 16, j:j + 16]] for v in (p, p.flip(2))]
+        mirrored = F.pad(a.flip(2)[None], (2, 2, 2, 2), mode="replicate")[0]
+        assert any(torch.equal(b, v) for v in views + [mirrored[:, i:i + 16, j:j + 16] for i in range(5) for j in range(5)])
+
+
+def test_targets_of_one_and_two_views_against_the_teacher(teachers):
+    x, t = pairs().photo, teachers[Modality.PHOTO]
+    plain, mirrored = MAP.posteriors(t(x).logits, "photo"), MAP.posteriors(t(x.flip(3)).logits, "photo")
+    torch.testing.assert_close(teacher_targets(t, MAP, x, 1), plain)
+    torch.testing.assert_close(teacher_targets(t, MAP, x, 2), (plain + mirrored) / 2)
+    assert not teacher_targets(t, MAP, x.requires_grad_(), 4).requires_grad
+
+
+# the distiller
+
+WEIGHTS = dict(consistency=1., proxy_anchor=.5, contrast=.5)
+
+
+def distiller(teachers, **options):
+    torch.manual_seed(1)
+    kind = options.pop("kind", "posterior")
+    return Distiller(*students(teachers, kind=kind, warm=kind == "posterior"), WEIGHTS, lr=1e-3, steps=6, **options)
+
+
+@pytest.mark.parametrize("kind", ["posterior", "feature"])
+def test_resume_is_exact(teachers, tmp_path, kind):
+    batch, whole = with_targets(pairs(), teachers, MAP), distiller(teachers, kind=kind)
+    for k in range(6):
+        if k == 3:
+            save_state(tmp_path / "half.safetensors", {"distiller": whole.state_dict(), "rng": torch.get_rng_state()})
+        whole.step(batch)
+    again = distiller(teachers, kind=kind)
+    state = load_state(tmp_path / "half.safetensors")
+    again.load_state_dict(state["distiller"])
+    torch.set_rng_state(state["rng"])
+    for _ in range(3):
+        again.step(batch)
+    assert same(again.students, whole.students) and same(again.averaged, whole.averaged) and same(again.queue, whole.queue) and again.terms.last == whole.terms.last
+    assert all(same(again.encoders()[m], whole.encoders()[m]) for m in MODALITIES)
+
+
+@pytest.mark.parametrize("kind", ["posterior", "feature"])
+def test_the_average_against_a_slow_loop(teachers, kind):
+    "The proxies that both feature students share are averaged at the rate of everything else."
+    d, batch = distiller(teachers, kind=kind, average=.6), with_targets(pairs(), teachers, MAP)
+    kept = {k: v.double().clone() for k, v in d.students.state_dict().items() if v.is_floating_point()}
+    for step in range(1, 5):
+        d.step(batch)
+        w = 1 - min(.6, step / (step + 5))
+        for k, v in d.students.state_dict().items():
+            if k in kept:
+                kept[k] += w * (v.double() - kept[k])
+    for k, v in kept.items():
+        torch.testing.assert_close(d.averaged.state_dict()[k].double(), v, rtol=1e-5, atol=1e-6, msg=k)
+
+
+def test_average_zero_keeps_the_last_weights(teachers):
+    d, batch = distiller(teachers, average=0.), with_targets(pairs(), teachers, MAP)
+    for _ in range(3):
+        d.step(batch)
+    assert same(d.averaged, d.students)
+
+
+def test_a_term_that_is_no_number_is_named_and_moves_nothing(teachers):
+    d, batch = distiller(teachers), with_targets(pairs(), teachers, MAP)
+    d.step(batch)
+    before = {k: v.clone() for k, v in d.students.state_dict().items()}
+    batch.photo_target[0, 0] = float("nan")
+    with pytest.raises(NonFiniteTerm, match="consistency"):
+        d.step(batch)
+    assert all(torch.equal(before[k], v) for k, v in d.students.state_dict().items())
+
+
+def test_terms_have_names(teachers):
+    with pytest.raises(KeyError, match="unknown student terms .*consistancy"):
+        Distiller(*students(teachers), {"consistancy": 1.})
+    with pytest.raises(ValueError, match="make the batch with with_targets"):
+        distiller(teachers).step(pairs())
+
+
+# files
+
+@pytest.fixture(scope="module")
+def saved(teachers, tmp_path_factory):
+    "Encoders of both read-outs on disk, taught a little, and what they said."
+    torch.manual_seed(0)
+    top, batch, said = tmp_path_factory.mktemp("encoders"), with_targets(pairs(), teachers, MAP), {}
+    for kind in ("posterior", "feature"):
+        d = distiller(teachers, kind=kind)
+        for _ in range(2):
+            d.step(batch)
+        encoders = d.encoders()
+        save_encoders(top / kind, encoders, run="a run")
+        with torch.no_grad():
+            said[kind] = {str(m): encoders[m](batch.of(m)) for m in MODALITIES}
+    save_state(top / "said.safetensors", {"photo": batch.photo, "sketch": batch.sketch, **said})
+    return top
+
+
+FRESH = """
+import json, sys, torch
+torch.set_num_threads(1)
+from pathlib import Path
+from dfsbir.core import load_state
+from dfsbir.distillation import load_encoders
+top, worst = Path(sys.argv[1]), {}
+known = load_state(top / "said.safetensors")
+for kind in ("posterior", "feature"):
+    for m, e in load_encoders(top / kind).items():
+        assert not e.training and not any(p.requires_grad for p in e.parameters())
+        worst[f"{kind} {m}"] = (e(known[str(m)]) - known[kind][str(m)]).abs().max().item()
+print(json.dumps([worst, sorted(k for k in sys.modules if k.startswith("dfsbir."))]))
+"""
+
+
+def test_encoders_are_the_same_in_a_fresh_process(saved):
+    done = subprocess.run([sys.executable, "-c", FRESH, str(saved)], capture_output=True, text=True, timeout=200)
+    assert not done.returncode, done.stderr
+    worst, loaded = json.loads(done.stdout.splitlines()[-1])
+    assert len(worst) == 4 and not any(worst.values()), worst
+    assert not {"dfsbir.inversion", "dfsbir.guidance", "dfsbir.crossx"} & set(loaded), "no training code is needed"
+
+
+def test_a_damaged_encoder_is_named(saved, tmp_path):
+    (tmp_path / "photo.safetensors").write_bytes((saved / "posterior" / "photo.safetensors").read_bytes()[:-100])
+    with pytest.raises(UnsafeCheckpoint, match="not a whole safetensors file"):
+        load_encoder(tmp_path / "photo.safetensors")
+    with pytest.raises(FileNotFoundError, match="there is no checkpoint"):
+        load_encoders(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("kind, modality", [("posterior", Modality.SKETCH), ("feature", Modality.PHOTO)])
+def test_onnx_says_the_same(saved, tmp_path, kind, modality):
+    pytest.importorskip("onnxscript"), pytest.importorskip("onnx")
+    runtime = pytest.importorskip("onnxruntime")
+    encoder = load_encoders(saved / kind)[modality]
+    assert export_onnx(encoder, tmp_path / "e.onnx") <= 1e-4
+    session = runtime.InferenceSession(str(tmp_path / "e.onnx"), providers=["CPUExecutionProvider"])
+    for n in (1, 5):  # any batch
+        x = torch.rand(n, modality.channels, SIDE, SIDE)
+        torch.testing.assert_close(torch.from_numpy(session.run(None, {"images": x.numpy()})[0]), encoder(x), atol=1e-4, rtol=0)
+    assert [p.name for p in tmp_path.iterdir()] == ["e.onnx"]

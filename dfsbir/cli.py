@@ -7,8 +7,8 @@ __all__ = ['EXPERIMENT', 'NEEDS_RUN', 'find_notebook', 'Parameter', 'read_parame
            'check_values', 'check_cells', 'parse_value', 'write_report', 'notebook_of_papermill', 'failed_cell',
            'run_notebook', 'find_encoders', 'main']
 
-# %% ../nbs/13_cli.ipynb #06b4a363
-import argparse, ast, difflib, io, json, os, sys, tokenize
+# %% ../nbs/13_cli.ipynb #3e6a4984
+import argparse, ast, difflib, io, json, logging, os, sys, tokenize
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,7 +114,7 @@ def notebook_of_papermill() -> Path | None:
     files = [Path(parent.cwd(), w) for w in words if w.endswith(".ipynb")]
     return next((f for f in files[1:] if f.is_file()), None)
 
-# %% ../nbs/13_cli.ipynb #319c78fe
+# %% ../nbs/13_cli.ipynb #3bde4b5a
 def failed_cell(notebook) -> str:  # an executed .ipynb
     "Which cell stopped a notebook, under which heading, and why; empty if none did."
     heading = ""
@@ -136,6 +136,9 @@ def run_notebook(values: dict,     # parameters, by name; the others keep their 
     for folder in (run, output.parent): require_writable(folder, 100_000_000)
     try: papermill.execute_notebook(notebook, output, values, kernel_name="python3", cwd=os.getcwd())
     except papermill.PapermillExecutionError as e: raise RuntimeError(f"{failed_cell(output)}\nthe notebook up to there is {output}") from e
+    except KeyboardInterrupt as e:
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # which would show the notebook's last words as an error of its own
+        raise KeyboardInterrupt(f"What was done is in {run}; the same command goes on from there") from e
     finally:
         if output.is_file(): write_report(output, run / "report.html")
     return output
@@ -244,7 +247,7 @@ def _evaluate(args):
     for m in MODALITIES if args.onnx else ():
         print(f"{Path(args.onnx) / f'{m}.onnx'}: onnxruntime's embeddings differ from ours by {export_onnx(encoders[m], Path(args.onnx) / f'{m}.onnx'):.1e} at most")
 
-# %% ../nbs/13_cli.ipynb #cea3c537
+# %% ../nbs/13_cli.ipynb #0129cad6
 def main(argv: list[str] | None = None) -> int:  # words after `dfsbir`; None: this process's. Exit code: 0 well, 2 a mistake, 130 interrupted
     "The dfsbir command."
     parser = argparse.ArgumentParser("dfsbir", description="Two classifiers in, a sketch-based image search out, and no training image in between.", epilog="dfsbir COMMAND --help says more.")
@@ -256,7 +259,7 @@ def main(argv: list[str] | None = None) -> int:  # words after `dfsbir`; None: t
         args.command(args)
         return 0
     except KeyboardInterrupt as e:
-        print(f"dfsbir: interrupted. {e or 'The same command goes on where a run folder was written'}", file=sys.stderr)
+        print(f"dfsbir: interrupted. {e}", file=sys.stderr)
         return 130
     except Exception as e:  # the last door: a user gets the message, a developer asks for the rest
         if "--traceback" in (argv if argv is not None else sys.argv): raise

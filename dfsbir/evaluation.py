@@ -207,7 +207,7 @@ def embed(
             return torch.cat([encoder(b.to(device)).float().cpu() for b in batches])
     finally: module.train(was)
 
-# %% ../nbs/02_evaluation.ipynb #e4a235a1
+# %% ../nbs/02_evaluation.ipynb #7052308c
 def _per_class_figure(
     report: Report,  # with class names for readable labels
 ):  # matplotlib Figure
@@ -216,7 +216,7 @@ def _per_class_figure(
     fig, ax = plt.subplots(figsize=(5, .8 + .2 * len(rows)), dpi=70, layout="constrained")
     ax.barh([n for n, _ in rows], [v for _, v in rows], color="C0", height=.7)
     ax.axvline(report.metrics["mAP@all"], color="k", lw=1, label="mean"), ax.axvline(report.floor["mAP@all"], color="0.5", lw=1, ls=":", label="random order")
-    ax.set(xlim=(0, 1), xlabel="AP@all"), ax.legend(frameon=False, fontsize=8, loc="lower right")
+    ax.set(xlim=(0, 1), xlabel="AP@all"), ax.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
     ax.spines[["top", "right"]].set_visible(False), ax.tick_params(labelsize=8)
     plt.close(fig)
     return fig

@@ -273,7 +273,7 @@ def test_a_damaged_encoder_is_named(saved, tmp_path):
         load_encoders(tmp_path / "nothing")
 
 
-@pytest.mark.parametrize("kind, modality", [("posterior", Modality.SKETCH), ("feature", Modality.PHOTO)])
+@pytest.mark.parametrize("kind, modality", [("posterior", Modality.PHOTO)])
 def test_onnx_says_the_same(saved, tmp_path, kind, modality):
     pytest.importorskip("onnxscript"), pytest.importorskip("onnx")
     runtime = pytest.importorskip("onnxruntime")

@@ -22,11 +22,11 @@ TINY = dict(toy_images=120, toy_test=60, size=28, teacher_net="tiny", photo_epoc
 def papermill(cwd, elsewhere, **parameters):
     "Plain papermill from `cwd`; the finished process."
     words = [w for k, v in parameters.items() for w in (("-r" if isinstance(v, str) else "-p"), k, str(v))]
-    return subprocess.run([sys.executable, "-m", "papermill", str(ROOT / "nbs" / "run_experiment.ipynb"), "out.ipynb", "--no-progress-bar", *words], cwd=cwd, env=elsewhere, capture_output=True, text=True, timeout=500)
+    return subprocess.run([sys.executable, "-m", "papermill", str(ROOT / "nbs" / "run_experiment.ipynb"), "out.ipynb", "--no-progress-bar", *words], cwd=cwd, env=elsewhere, capture_output=True, text=True, timeout=900)
 
 
 def dfsbir(cwd, elsewhere, *words):
-    return subprocess.run([sys.executable, "-c", "import sys; from dfsbir.cli import main; sys.exit(main())", *map(str, words)], cwd=cwd, env=elsewhere, capture_output=True, text=True, timeout=500)
+    return subprocess.run([sys.executable, "-c", "import sys; from dfsbir.cli import main; sys.exit(main())", *map(str, words)], cwd=cwd, env=elsewhere, capture_output=True, text=True, timeout=900)
 
 
 @pytest.fixture(scope="module")

@@ -124,7 +124,7 @@ PRESETS = {
                   warm_start=False, readout="feature", temperature=.1, w_consistency=0., w_proxy_anchor=1., student_lr=1e-3, student_batch=40, average=0., mirror=False),
 }
 
-# %% ../nbs/08_crossx.ipynb #5d86be1c
+# %% ../nbs/08_crossx.ipynb #899ce8d6
 @contextmanager
 def _patient_interrupt():
     "Ctrl-C inside this block is remembered, not raised: yields a list that is non-empty once it came."
@@ -195,9 +195,7 @@ class CrossX:
     def act(self, action: str) -> dict[str, float]:  # -> scalars for the log
         "One action of the plan."
         if action == "synthesize":
-            self.distiller.students.requires_grad_(False)  # L_adv wants gradients to the pictures alone
-            try: self.estimator.synthesize(1, show=1)
-            finally: self.distiller.students.requires_grad_(True)
+            self.estimator.synthesize(1, show=1)
             return self.estimator.terms.log("estimator/") | {f"diversity/{m}": d for m, d in self.estimator.diversity.items()}
         if action == "collect": self.collect(); return {"bank": len(self.bank)}
         self.distiller.step(self.bank.sample(self.config.student_batch))

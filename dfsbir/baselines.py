@@ -64,7 +64,7 @@ def teacher_readouts(teachers: dict[Modality, Teacher],
         left_out[READOUTS[0]] = f"the teachers' features have different widths ({', '.join(f'{m} {w}' for m, w in widths.items())}): vectors of unequal length cannot be compared"
     return found, left_out
 
-# %% ../nbs/09_baselines.ipynb #6946385d
+# %% ../nbs/09_baselines.ipynb #73c2b74e
 class DataDependent:
     "The ceiling: a CrossX run whose pairs are real training images, paired at random by class."
     def __init__(self,
@@ -78,7 +78,7 @@ class DataDependent:
                  fabric=None):
         touch_training_data("the data-dependent ceiling")
         self.steps, self.labels = config.plan().count("teach"), labels
-        self.crossx = CrossX(photo_teacher, sketch_teacher, replace(config, w_modality=0., new_pairs=config.student_batch, mix=0. if labels else config.mix), aliases, fabric)
+        self.crossx = CrossX(photo_teacher, sketch_teacher, replace(config, w_modality=0., new_pairs=config.student_batch, mix=0. if labels else config.mix, views=1 if labels else config.views), aliases, fabric)
         self.crossx.estimator = self.crossx.bank = self  # its pairs come from here; prepared for the students, they come back
         self.classes = self.crossx.class_map.classes
         self.images = {m: to_shared(d, self.classes, aliases) for m, d in zip(MODALITIES, (photos, sketches))}

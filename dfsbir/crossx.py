@@ -124,7 +124,7 @@ PRESETS = {
                   warm_start=False, readout="feature", temperature=.1, w_consistency=0., w_proxy_anchor=1., student_lr=1e-3, student_batch=40, average=0., mirror=False),
 }
 
-# %% ../nbs/08_crossx.ipynb #899ce8d6
+# %% ../nbs/08_crossx.ipynb #e7d6b0ca
 @contextmanager
 def _patient_interrupt():
     "Ctrl-C inside this block is remembered, not raised: yields a list that is non-empty once it came."
@@ -190,7 +190,9 @@ class CrossX:
             other = pairs[torch.randperm(len(pairs), device=pairs.label.device)]
             keep = torch.where(torch.rand(len(pairs)) < c.mix, .5 + .5 * torch.rand(len(pairs)), torch.ones(len(pairs))).to(pairs.photo)[:, None, None, None]
             blend = PairBatch(*(keep * pairs.of(m) + (1 - keep) * other.of(m) for m in MODALITIES), pairs.label)
-            with self.fabric.autocast(): self.bank.add(with_targets(blend, self.teachers, self.class_map, c.views, c.temperature))
+            if c.w_consistency:
+                with self.fabric.autocast(): blend = with_targets(blend, self.teachers, self.class_map, c.views, c.temperature)
+            self.bank.add(blend)
 
     def act(self, action: str) -> dict[str, float]:  # -> scalars for the log
         "One action of the plan."

@@ -590,7 +590,7 @@ def test_two_processes_agree(home):
     done = subprocess.run([sys.executable, str(home / "two.py"), str(home)], capture_output=True, text=True, timeout=200, env=env | {"PYTHONPATH": os.pathsep.join(sys.path)})
     assert not done.returncode, done.stderr
     for name in CONFIGS:
-        one, two = (torch.load(home / f"{name}{rank}.pt") for rank in range(2))
+        one, two = (torch.load(home / f"{name}{rank}.pt", weights_only=True) for rank in range(2))
         assert one["heard"] == two["heard"] == list(range(1, len(PLAN) + 1))
         assert len(one["weights"]) == len(two["weights"]) > 20
         for a, b in zip(one["weights"], two["weights"]):

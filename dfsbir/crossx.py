@@ -124,7 +124,7 @@ PRESETS = {
                   warm_start=False, readout="feature", temperature=.1, w_consistency=0., w_proxy_anchor=1., student_lr=1e-3, student_batch=40, average=0., mirror=False),
 }
 
-# %% ../nbs/08_crossx.ipynb #e7d6b0ca
+# %% ../nbs/08_crossx.ipynb #2553a6dd
 @contextmanager
 def _patient_interrupt():
     "Ctrl-C inside this block is remembered, not raised: yields a list that is non-empty once it came."
@@ -150,6 +150,8 @@ class CrossX:
             if t.modality is not m: raise ValueError(f"wanted a {m} teacher; found one of modality {t.modality}: photo first, then sketch")
         self.class_map = align_classes(photo_teacher.classes, sketch_teacher.classes, aliases)
         K = len(self.class_map.classes)
+        if c.conditioned and c.w_diversity and c.batch < 2 * K:
+            raise ValueError(f"{K} shared classes want a batch of at least {2 * K}, for diversity compares two pictures of one class; found batch={c.batch}")
         proxies, slack = make_proxies(K, max(c.dim, K + 2), c.seed)
         self.distiller = Distiller(*(make_encoder(self.teachers[m], self.class_map, proxies, slack[m], c.readout, c.temperature, c.warm_start, c.mirror, c.student_net or None) for m in MODALITIES),
                                    c.weights(Distiller.TERMS), c.student_lr, c.plan().count("teach"), c.average, self.fabric)

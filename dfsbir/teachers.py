@@ -432,13 +432,13 @@ def train_teacher(data: ImageSet,               # training images, one modality
     if out is not None and fabric.is_global_zero: save_teacher(teacher, out)
     return teacher
 
-# %% ../nbs/04_teachers.ipynb #d2810830
+# %% ../nbs/04_teachers.ipynb #ae95cc2c
 def _fit(model, rest, held, epochs, lr, batch_size, seed, augment, label_smoothing, weight_decay, fabric, progress):
     "(history, best weights) of the net in `model` = (normalizer, net)."
     net, optimizer = fabric.setup(model, torch.optim.AdamW(model.parameters(), lr, weight_decay=weight_decay))
     batch_size = min(batch_size, len(rest) // fabric.world_size)
     steps, g = len(rest) // (batch_size * fabric.world_size), torch.Generator().manual_seed(seed)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=max(epochs * steps, 2), pct_start=0.25)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=max(epochs * steps, 5), pct_start=0.25)  # its two phases want more than four steps
     history, best = [], None
     bar = tqdm(total=epochs * steps, desc=f"{rest.modality} teacher", disable=not progress or not fabric.is_global_zero)
     for epoch in range(1, epochs + 1):

@@ -87,7 +87,7 @@ def test_the_results(first):
     "A tidy row for each method and metric; the table that others make from them."
     rows = read_results(first[0] / "shared" / "results.csv")
     assert {r["method"] for r in rows} == set(METHODS)
-    assert {(r["method"], r["variant"]) for r in rows} == {(m, "") for m in METHODS} | set(READOUTS) | {("data-dependent", "labels")}
+    assert {(r["method"], r["variant"]) for r in rows} == {(m, "") for m in METHODS} | set(READOUTS)
     assert {r["metric"] for r in rows} == {"mAP@all", "Prec@100", "Prec@200"} and len(rows) == 3 * len({(r["method"], r["variant"]) for r in rows})
     assert {(r["dataset"], r["seed"]) for r in rows} == {("toy", 0)} and len({r["run_id"] for r in rows}) == 1
     assert all(0 <= r["value"] <= 1 and r["seconds"] >= 0 for r in rows) and all(r["seconds"] > 0 for r in rows if r["method"].startswith("crossx"))
@@ -106,7 +106,7 @@ def test_it_continues(first, env):
     "The same run folder again: nothing is trained anew, the same numbers, no row twice."
     cwd, _ = first
     run, csv_file = cwd / "runs" / "tiny", cwd / "shared" / "results.csv"
-    kept = [run / "teachers" / "photo.safetensors", run / "ceiling" / "dfsbir" / "photo.safetensors"]
+    kept = [run / "teachers" / "photo.safetensors", run / "ceiling" / "photo.safetensors"]
     before, rows, table = [p.stat().st_mtime_ns for p in kept], csv_file.read_text(), [t for t in texts(cwd / "out.ipynb") if "| random |" in t]
     weights, seconds = (run / "encoders" / "photo.safetensors").read_bytes(), json.loads((run / "record.json").read_text())["seconds"]
     (run / "paper" / "encoders" / "photo.safetensors").unlink()  # as if it had stopped before its end

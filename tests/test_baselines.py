@@ -174,7 +174,7 @@ def test_same_seed_same_ceiling(pair, real):
 def test_it_learns(real):
     "Fresh students and true labels: from chance to better than chance."
     classes = TOY_CLASSES[:5]
-    c = config(warm_start=False, student_steps=60, student_batch=24, student_lr=3e-3, average=0., vary=False)
+    c = config(warm_start=False, batch=10, student_steps=60, student_batch=24, student_lr=3e-3, average=0., vary=False)
     run = DataDependent(teacher(PHOTO, classes), teacher(SKETCH, classes, seed=1), c, real[PHOTO], real[SKETCH], labels=True)
     encoders = run.fit(progress=False)
     with torch.no_grad():

@@ -6,7 +6,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-NOTEBOOKS = sorted(path.name for path in (ROOT / "nbs").glob("[0-9][0-9]_*.ipynb"))
+NOTEBOOKS = [*sorted(path.name for path in (ROOT / "nbs").glob("[0-9][0-9]_*.ipynb")), "index.ipynb"]
 
 
 def run_notebook(tree, name, env):

@@ -108,11 +108,12 @@ def test_plan_has_every_phase():
 @pytest.mark.parametrize("at", [0, 3, 5, 9], ids=lambda i: f"{i}-{PLAN[i]}")
 def test_ctrl_c_and_resume_equal_an_uninterrupted_run(teachers, whole, tmp_path, preset, at):
     crossx, run = begin(teachers, CONFIGS[preset], tmp_path / "run")
+    before = signal.getsignal(signal.SIGINT)  # ignored, where the tests run in the background of a shell
     press_during(crossx, at)
     with pytest.raises(KeyboardInterrupt, match=f"stopped after action {at + 1} of {len(PLAN)} and saved: call fit with the same run folder") as stop:
         crossx.fit(run, progress=False)
     assert str(run.path) in str(stop.value)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
     assert run.load_checkpoint("last")["position"] == at + 1
     torch.manual_seed(999)
     again, run = begin(teachers, CONFIGS[preset], tmp_path / "run")

@@ -16,8 +16,9 @@ def lines(key):
     return [line.strip() for line in settings[key].splitlines() if line.strip()]
 
 
-extras = {name: lines(f"{name}_requirements") for name in ("run", "onnx", "imagenet", "dev")}
-extras["dev"] += extras["run"] + extras["onnx"] + extras["imagenet"]  # the tests need them all
+OPTIONAL = ("run", "onnx", "imagenet", "search", "ray", "finegrained", "explore")
+extras = {name: lines(f"{name}_requirements") for name in OPTIONAL}
+extras["dev"] = lines("dev_requirements") + sum(extras.values(), [])  # the tests need them all
 
 
 class BuildWithNotebook(build_py):

@@ -74,11 +74,12 @@ def test_wheel_says_what_settings_say(built):
         meta = Parser().parsestr(next(archive.read(name).decode() for name in archive.namelist() if name.endswith("METADATA")))
     assert (meta["Name"], meta["Version"]) == (settings["lib_name"], settings["version"])
     assert meta["Requires-Python"] == ">=" + settings["min_python"] and "Apache-2.0" in (meta["License"], meta["License-Expression"])
-    assert set(meta.get_all("Provides-Extra")) == {"dev", "run", "onnx", "imagenet"}
+    optional = {"run", "onnx", "imagenet", "search", "ray", "finegrained", "explore"}
+    assert set(meta.get_all("Provides-Extra")) == {"dev", *optional}
     required = meta.get_all("Requires-Dist")
     assert sum("extra ==" not in line for line in required) == len(settings["requirements"].split("\n")) - 1
     dev = {line.split(";")[0].strip() for line in required if 'extra == "dev"' in line}
-    for extra in ("run", "onnx", "imagenet"):
+    for extra in optional:
         assert {line.split(";")[0].strip() for line in required if f'extra == "{extra}"' in line} <= dev, "the tests need every extra"
 
 

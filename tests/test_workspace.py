@@ -150,9 +150,9 @@ def distributions(*keys):
 
 @pytest.mark.parametrize("path", MODULES, ids=short)
 def test_modules_import_what_the_package_requires(path):
-    "At the top of a module its requirements alone; inside a function also the extras, which may be absent."
-    core = distributions("requirements") | set(sys.stdlib_module_names) | {"dfsbir"}
-    extra = core | distributions("run_requirements", "onnx_requirements", "imagenet_requirements")
+    "At the top of a module its requirements alone (explore, which is widgets throughout, has its own extra); inside a function also the extras, which may be absent."
+    core = distributions("requirements", *(["explore_requirements"] if path.stem == "explore" else [])) | set(sys.stdlib_module_names) | {"dfsbir"}
+    extra = core | distributions(*(key for key in settings() if key.endswith("_requirements") and key != "dev_requirements"))
     wrong = [f"line {line}: {module}" for module, _, line, nested in imports(ast.parse(path.read_text(encoding="utf-8"))) if module.split(".")[0] not in (extra if nested else core)]
     assert not wrong, f"not in settings.ini: {wrong}"
     assert not {"fastcore", "nbdev", "execnb", "IPython"} & extra

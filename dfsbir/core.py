@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['MODALITIES', 'DATA_SUFFIXES', 'Modality', 'PairBatch', 'Normalizer', 'capture', 'seed_everything', 'rng_state',
-           'set_rng_state', 'make_fabric', 'write_atomic', 'require_writable', 'save_state', 'UnsafeCheckpoint',
-           'read_card', 'load_state', 'load_weights', 'DataFreeViolation', 'data_free', 'touch_training_data',
-           'RunFolder']
+           'set_rng_state', 'release_memory', 'make_fabric', 'write_atomic', 'require_writable', 'save_state',
+           'UnsafeCheckpoint', 'read_card', 'load_state', 'load_weights', 'DataFreeViolation', 'data_free',
+           'touch_training_data', 'RunFolder']
 
 # %% ../nbs/00_core.ipynb #96454199
-import json, os, platform, random, shutil, subprocess, sys, tempfile
+import ctypes, gc, json, os, platform, random, shutil, subprocess, sys, tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -130,6 +130,13 @@ def set_rng_state(state: dict):  # what `rng_state` gave
     "Puts PyTorch's generators back to where `rng_state` saw them."
     torch.set_rng_state(state["cpu"])
     if state["cuda"] and torch.cuda.is_available(): torch.cuda.set_rng_state_all(state["cuda"])
+
+def release_memory():
+    "Gives memory that is no longer used back to the system: between two stages of a long job the C library would keep it, in pieces."
+    gc.collect()
+    if torch.cuda.is_available(): torch.cuda.empty_cache()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None  # the GNU C library's own
+    if trim: trim(0)
 
 def make_fabric(device: str = "auto",         # "auto", "cpu", "cuda", "mps"
                 precision: str = "32-true",   # "32-true", "bf16-mixed", "16-mixed"

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['Part', 'TOY_CLASSES', 'TOY_HELD_OUT', 'IMAGE_SUFFIXES', 'MAX_PIXELS', 'CACHE_BYTES', 'ImageSet', 'show_images',
            'show_pairs', 'toy_pairs', 'BrokenImage', 'open_image', 'read_folder', 'rasterise', 'parse_drawing',
-           'read_quickdraw', 'ManifestMismatch', 'Manifest', 'hashed_split', 'read_sketchy', 'read_tuberlin']
+           'read_quickdraw', 'ManifestMismatch', 'Manifest', 'hashed_split', 'read_sketchy', 'read_tuberlin',
+           'read_qmul_v1', 'read_triplets', 'read_qmul_v2', 'read_photos']
 
 # %% ../nbs/01_data.ipynb #be5af1ec
 import colorsys, hashlib, json, math, struct, warnings
@@ -902,3 +903,70 @@ def read_tuberlin(
     classes = [p.name for p in _folders(base)]
     paths = _chosen(root, paths, manifest, split)
     return _gather(_Files(paths, Modality.SKETCH, size), [classes.index(p.parent.name) for p in paths], classes, Modality.SKETCH, paths, on_error, cached)
+
+# %% ../nbs/01_data.ipynb #dfd4d379
+def _pairs(found, classes, size, on_error, cached):
+    "Photos and sketches of {modality: [(path, key)]}, all of one class; equal keys become equal instances."
+    known, sets = {k: i for i, (_, k) in enumerate(found[Modality.PHOTO])}, []
+    for m in (Modality.PHOTO, Modality.SKETCH):
+        there = known if m is Modality.PHOTO else {k: known[k] for k in (found[Modality.PHOTO][i][1] for i in sets[0].instances.tolist())}
+        orphans = [(str(p), "the photo that it draws is not there, or broken") for p, k in found[m] if k not in there]
+        if orphans and on_error == "raise": raise BrokenImage(*orphans[0])
+        kept = [(p, there[k]) for p, k in found[m] if k in there]
+        if not kept: raise FileNotFoundError(f"no {m} images of {classes[0]!r} were found")
+        paths = [p for p, _ in kept]
+        sets.append(_gather(_Files(paths, m, size), [0]*len(kept), classes, m, paths, on_error, cached, [k for _, k in kept], orphans))
+    return tuple(sets)
+
+def read_qmul_v1(
+    root,  # the folder that holds `shoes/` and `chairs/`
+    size:int,  # side in px; the published pictures have 256
+    category:str,  # "shoes" or "chairs"
+    split:str,  # "train" or "test", the official one
+    manifest=None,  # a Manifest of root: its files of this split are checked first
+    on_error:str="raise",  # "raise": stop at the first broken image; "skip": leave it out and list it in .broken
+    cached:bool|None=None,  # keep bytes in memory; None: yes if that takes under 1 GiB
+):  # (photos, sketches): equal .instances show the same shoe; photos are edge maps on white
+    "QMUL Shoe and Chair V1 (Yu et al. 2016): CATEGORY/SPLIT/photo_edge/0001.png and its one drawing sketch/0001.png."
+    base = _base(Path(root), [Path(category, split)], f"QMUL V1 with a {split!r} split of {category!r}")
+    if manifest is not None: manifest.check(root, split)
+    return _pairs({m: [(p, p.stem) for p in _images_in(base/f)] for m, f in ((Modality.PHOTO, "photo_edge"), (Modality.SKETCH, "sketch"))}, [category], size, on_error, cached)
+
+def read_triplets(
+    root,  # as for read_qmul_v1
+    category:str,  # "shoes" or "chairs"
+    split:str,  # "train" or "test"
+):  # (T,3) long: a sketch, the photo that people find closer to it, and the farther one, as positions in the split
+    "People's judgements of QMUL V1; in \"train\" each by several people, who may disagree."
+    path = Path(root)/category/"triplets.json"
+    lists = json.loads(path.read_text(encoding="utf-8"))
+    if split not in lists: raise ValueError(f"{path} has no split {split!r}; it has {sorted(lists)}")
+    rows = torch.tensor([(i, a, b) for i, pairs in enumerate(lists[split]) for a, b in pairs], dtype=torch.long).view(-1, 3)
+    if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(lists[split]): raise ValueError(f"{path} names photos {int(rows.min())} to {int(rows.max())}, but {split!r} has {len(lists[split])}")
+    return rows
+
+def read_qmul_v2(
+    root,  # the folder ShoeV2 or ChairV2, which holds trainA, trainB, testA and testB
+    size:int,  # side in px
+    split:str,  # "train" or "test", the official one
+    manifest=None,  # a Manifest of root, checked first
+    on_error:str="raise",  # "raise": stop at the first broken image; "skip": leave it out and list it in .broken
+    cached:bool|None=None,  # keep bytes in memory; None: yes if that takes under 1 GiB
+):  # (photos, sketches): equal .instances show the same shoe; several sketches a photo
+    "QMUL ShoeV2 and ChairV2 (Yu et al. 2021): photos SPLITB/NAME.png and their drawings SPLITA/NAME_1.png, NAME_2.png, ..."
+    root = Path(root)
+    bases = {m: _base(root, [Path(split + letter)], f"ShoeV2 or ChairV2 with a {split!r} split") for m, letter in ((Modality.PHOTO, "B"), (Modality.SKETCH, "A"))}
+    if manifest is not None: manifest.check(root)
+    return _pairs({m: [(p, p.stem if m is Modality.PHOTO else p.stem.rpartition("_")[0]) for p in _images_in(base)] for m, base in bases.items()}, [root.name], size, on_error, cached)
+
+def read_photos(
+    root,  # a folder of images, at any depth
+    size:int,  # side in px
+    on_error:str="raise",  # "raise": stop at the first broken image; "skip": leave it out and list it in .broken
+    cached:bool|None=None,  # keep bytes in memory; None: yes if that takes under 1 GiB
+):  # an ImageSet of one class, named as the folder
+    "Unlabelled photos."
+    root = Path(root)
+    paths = _images_in(root) if root.is_dir() else []
+    if not paths: raise FileNotFoundError(f"{root} holds no image (known suffixes: {sorted(IMAGE_SUFFIXES)})")
+    return _gather(_Files(paths, Modality.PHOTO, size), [0]*len(paths), [root.name], Modality.PHOTO, paths, on_error, cached)

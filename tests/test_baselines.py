@@ -1,14 +1,16 @@
-"""Floor, read-outs and ceiling: oracles by hand, odd teachers, and that the ceiling is the CrossX students on real images."""
+"""Floor, read-outs, the five data-free baselines and the ceiling: oracles by hand, odd teachers, and that each baseline is the CrossX students on other pairs."""
 import pytest
 import torch
 import torch.nn.functional as F
 
-from dfsbir.baselines import READOUTS, DataDependent, teacher_readouts, to_shared
-from dfsbir.core import MODALITIES, DataFreeViolation, Modality, Normalizer, data_free
+from dfsbir.baselines import (BASELINES, READOUTS, AlternativeData, AveragingWeights, DataDependent, GaussianPrior, OtherPairs, average_weights, from_scratch, make_baseline, meta_data,
+                              teacher_readouts, to_shared, uni_modal)
+from dfsbir.core import MODALITIES, DataFreeViolation, Modality, Normalizer, RunFolder, data_free
 from dfsbir.crossx import CrossX, CrossXConfig
-from dfsbir.data import TOY_CLASSES, ImageSet, toy_pairs
+from dfsbir.data import TOY_CLASSES, TOY_HELD_OUT, ImageSet, toy_pairs
+from dfsbir.distillation import load_encoders
 from dfsbir.evaluation import evaluate_retrieval
-from dfsbir.teachers import Teacher, align_classes, build_net
+from dfsbir.teachers import SmallNet, Teacher, align_classes, build_net
 
 SIZE, PHOTO, SKETCH = 28, *MODALITIES
 
@@ -190,3 +192,239 @@ def test_the_data_free_law_forbids_it(pair, real):
 def test_a_shared_class_without_images_is_named(pair, real):
     with pytest.raises(ValueError, match=TOY_CLASSES[2]):
         DataDependent(pair[PHOTO], pair[SKETCH], config(), real[PHOTO].take(real[PHOTO].labels != 2), real[SKETCH])
+
+
+# ---- the five data-free baselines: what they have in common
+
+@pytest.fixture(scope="module")
+def foreign():
+    "Real images of classes that nobody knows; photos and sketches of different instances."
+    return {m: toy_pairs(10, size=SIZE, classes=TOY_HELD_OUT, seed=i)[i] for i, m in enumerate(MODALITIES)}
+
+
+def baseline(method, pair, foreign, c, **changes):
+    return make_baseline(method, pair[PHOTO], pair[SKETCH], c, foreign[PHOTO], foreign[SKETCH], **changes)
+
+
+@pytest.mark.parametrize("preset", ["dfsbir", "paper"])
+@pytest.mark.parametrize("method", BASELINES)
+def test_every_baseline_has_the_interface_of_crossx(method, preset, pair, foreign, tmp_path):
+    "fit(run) gives encoders in one space, and saves the same ones."
+    c = config() if preset == "dfsbir" else CrossXConfig.preset("paper", rounds=2, student_batch=5, width=8, photo_size=SIZE, sketch_size=SIZE, device="cpu", batch=6, new_pairs=6, bank=6)
+    run = RunFolder(tmp_path / "run", {})
+    encoders = baseline(method, pair, foreign, c).fit(run, progress=False)
+    kept = load_encoders(run.encoders)
+    x = {m: torch.rand(3, m.channels, SIZE, SIZE, generator=torch.Generator().manual_seed(0)) for m in MODALITIES}
+    for m in MODALITIES:
+        e = encoders[m](x[m])
+        assert e.shape == (3, 64) and torch.allclose(e.norm(dim=1), torch.ones(3), atol=1e-4)
+        assert torch.allclose(e, kept[m](x[m]), atol=1e-5)
+        assert encoders[m].card["classes"] == list(TOY_CLASSES[1:4])
+
+
+@pytest.mark.parametrize("method", [b for b in BASELINES if b != "averaging-weights"])
+@pytest.mark.parametrize("warm", [True, False])
+def test_same_students_and_as_many_steps_of_the_same_size(method, warm, pair, foreign, tmp_path, monkeypatch):
+    c = config() if warm else from_scratch(config())
+    ours, theirs = baseline(method, pair, foreign, c), CrossX(pair[PHOTO], pair[SKETCH], c)
+    ours = getattr(ours, "crossx", ours)
+    for m in MODALITIES:
+        a, b = ours.distiller.encoders()[m], theirs.distiller.encoders()[m]
+        assert a.card == b.card and all(torch.equal(v, b.state_dict()[k]) for k, v in a.state_dict().items())
+    sizes, step = [], ours.distiller.step
+    monkeypatch.setattr(ours.distiller, "step", lambda batch: sizes.append(len(batch)) or step(batch))
+    run = baseline(method, pair, foreign, c)
+    getattr(run, "crossx", run).distiller.step = ours.distiller.step
+    run.fit(RunFolder(tmp_path / "run", {}), progress=False)
+    assert sizes == [c.student_batch] * c.plan().count("teach")
+
+
+def test_the_start_is_the_config_s(pair, foreign):
+    "Warm students are the teachers before the first step, cold ones are not; nothing else of the config moves."
+    c = config(seed=9)
+    cold = from_scratch(c, student_steps=7)
+    assert {k for k, v in vars(c).items() if v != getattr(cold, k)} == {"warm_start", "student_lr", "student_steps"}
+    for method in ("gaussian-prior", "alternative-data"):
+        for k, same in ((c, True), (cold, False)):
+            net = baseline(method, pair, foreign, k).crossx.distiller.encoders()[PHOTO].net.state_dict()
+            assert torch.equal(net["fc.weight"], pair[PHOTO].net.state_dict()["fc.weight"]) is same
+
+
+def test_callbacks_hear_every_step(pair, foreign):
+    heard = []
+    baseline("gaussian-prior", pair, foreign, config()).fit(callbacks=[lambda crossx, action, scalars: heard.append((action, set(scalars)))], progress=False)
+    assert heard == [("teach", {"consistency", "total"})] * 3
+
+
+def test_same_seed_same_baseline(pair, foreign):
+    for method in ("gaussian-prior", "alternative-data"):
+        first, again, other = (baseline(method, pair, foreign, config(seed=s)).fit(progress=False)[SKETCH].state_dict() for s in (0, 0, 1))
+        assert all(torch.equal(v, again[k]) for k, v in first.items())
+        assert any(not torch.equal(v, other[k]) for k, v in first.items())
+
+
+def test_pairs_nobody_named_take_the_class_both_teachers_agree_on(pair, foreign):
+    batch = baseline("gaussian-prior", pair, foreign, config()).sample(12)
+    class_map = align_classes(*(pair[m].classes for m in MODALITIES))
+    p = [class_map.posteriors(pair[m](batch.of(m)).logits, m) for m in MODALITIES]
+    assert batch.label.tolist() == [max(range(3), key=lambda k: (p[0][i, k] * p[1][i, k]).item()) for i in range(12)]
+
+
+def test_an_unknown_baseline_and_a_frame_without_pairs(pair):
+    with pytest.raises(ValueError, match="meta-data"):
+        make_baseline("metadata", pair[PHOTO], pair[SKETCH], config())
+    with pytest.raises(NotImplementedError, match="OtherPairs"):
+        OtherPairs(pair[PHOTO], pair[SKETCH], config()).sample(2)
+
+
+# ---- each by itself
+
+def test_noise_is_standard_normal_to_each_net():
+    "Whatever its size, mean, deviation and polarity; only what no image can hold is clipped."
+    def odd(modality, **own):
+        torch.manual_seed(0)
+        return Teacher(build_net("dfsbir", "tiny", 3), TOY_CLASSES[:3], Normalizer(**own), modality, card=dict(source="dfsbir", name="tiny"))
+    teachers = odd(PHOTO, size=20, mean=(.2, .5, .7), std=(.05, .1, .2)), odd(SKETCH, size=24, mean=(.6, .6, .6), std=(.1, .1, .1), dark_on_light=False)
+    batch = GaussianPrior(*teachers, config()).sample(200)
+    assert batch.photo.shape == (200, 3, 20, 20) and batch.sketch.shape == (200, 1, 24, 24)
+    for t, x in zip(teachers, (batch.photo, batch.sketch)):
+        seen = t.normalizer(x)
+        assert x.min() >= 0 and x.max() <= 1
+        assert torch.allclose(seen.mean((0, 2, 3)), torch.zeros(3), atol=.05) and torch.allclose(seen.std((0, 2, 3)), torch.ones(3), atol=.08)
+
+
+def test_noise_is_neither_turned_nor_blended(pair, foreign):
+    run = baseline("gaussian-prior", pair, foreign, config(vary=True, mix=1.))
+    run.crossx.collect()
+    again = baseline("gaussian-prior", pair, foreign, config()).sample(6)
+    assert torch.equal(run.batch.photo, again.photo)
+
+
+def test_alternative_data_are_real_and_of_no_known_class(pair, foreign):
+    names = (*TOY_HELD_OUT[:2], *TOY_CLASSES[:2], TOY_CLASSES[4])  # the last three: known to the photo teacher, to both, to the sketch teacher
+    mixed = {m: toy_pairs(20, size=SIZE, classes=names, seed=i)[i] for i, m in enumerate(MODALITIES)}
+    run = AlternativeData(pair[PHOTO], pair[SKETCH], config(), mixed[PHOTO], mixed[SKETCH])
+    batch = run.sample(30)
+    kinds = []
+    for m in MODALITIES:
+        far = (batch.of(m)[:, None] - mixed[m].images()[None]).abs().flatten(2).sum(2)
+        assert far.min(1)[0].max() == 0
+        kinds.append([names[k] for k in mixed[m].labels[far.argmin(1)]])
+    assert kinds[0] == kinds[1] and set(kinds[0]) == set(TOY_HELD_OUT[:2])
+
+
+def test_alternative_data_without_a_class_in_common_are_paired_at_random(pair):
+    photos, sketches = toy_pairs(12, size=SIZE, classes=TOY_HELD_OUT[:2])[0], toy_pairs(12, size=SIZE, classes=TOY_HELD_OUT[2:4])[1]
+    run = AlternativeData(pair[PHOTO], pair[SKETCH], config(), photos, sketches)
+    assert all(len(run.members[m]) == 1 and len(run.members[m][0]) == 12 for m in MODALITIES)
+    run.fit(progress=False)
+
+
+def test_alternative_data_all_known_or_forbidden(pair, real, foreign):
+    with pytest.raises(ValueError, match="known to a teacher"):
+        AlternativeData(pair[PHOTO], pair[SKETCH], config(), real[PHOTO], foreign[SKETCH])
+    with pytest.raises(ValueError, match="known to a teacher"):  # by another name
+        AlternativeData(pair[PHOTO], pair[SKETCH], config(), foreign[PHOTO], foreign[SKETCH], {c: TOY_CLASSES[1] for c in TOY_HELD_OUT})
+    with pytest.raises(ValueError, match="photos and sketches"):
+        make_baseline("alternative-data", pair[PHOTO], pair[SKETCH], config())
+    with data_free(), pytest.raises(DataFreeViolation, match="alternative"):
+        AlternativeData(pair[PHOTO], pair[SKETCH], config(), foreign[PHOTO], foreign[SKETCH])
+
+
+@pytest.mark.parametrize("preset", ["dfsbir", "paper"])
+def test_uni_modal_students_do_not_know_of_each_other(preset, pair):
+    "Another sketch teacher of the same classes changes nothing in the photo student."
+    c = uni_modal(config() if preset == "dfsbir" else CrossXConfig.preset("paper", photo_size=SIZE, sketch_size=SIZE, device="cpu", width=8, student_batch=6, batch=6, new_pairs=6, bank=6))
+    kept = []
+    for seed in (1, 5):
+        run = CrossX(pair[PHOTO], teacher(SKETCH, TOY_CLASSES[1:5], seed=seed), c)
+        torch.manual_seed(0)
+        for action in ("synthesize", "synthesize", "collect", "teach", "teach"):
+            run.act(action)
+        kept.append(run.distiller.encoders()[PHOTO].state_dict())
+    assert all(torch.equal(v, kept[1][k]) for k, v in kept[0].items())
+
+
+def test_meta_data_asks_for_statistics_alone():
+    c = meta_data(config())
+    assert {k for k, v in vars(c).items() if k.startswith("w_") and v} == {"w_bn", "w_total_variation", "w_consistency"} and not c.conditioned
+    assert meta_data(CrossXConfig.preset("paper")).w_bn == 1.
+
+
+def test_meta_data_come_near_the_teachers_statistics(images):
+    "Teachers that have seen images once, without learning: their batch norms remember them."
+    teachers = [teacher(m, TOY_CLASSES[:4]) for m in MODALITIES]
+    for t in teachers:
+        for norm in (m for m in t.net.modules() if isinstance(m, torch.nn.BatchNorm2d)):
+            norm.momentum = None
+        t.net.train()(t.normalizer(images[t.modality].images()))
+        t.net.eval()
+    run = CrossX(*teachers, meta_data(config(warmup=60, batch=12, width=16, photo_lr=.02, sketch_lr=.02)))
+    off = []
+    for _ in range(60):
+        run.act("synthesize")
+        off.append(run.estimator.terms.last["bn"])
+    assert sum(off[-5:]) < .7 * sum(off[:5])
+
+
+def test_meta_data_wants_batch_norms(pair):
+    bare = Teacher(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(4, 4)), TOY_CLASSES[:4], Normalizer(SIZE), PHOTO)
+    with pytest.raises(ValueError, match="photo teacher has no batch norm"):
+        make_baseline("meta-data", bare, pair[SKETCH], config(student_net="dfsbir/tiny", warm_start=False))
+
+
+# ---- averaged weights
+
+def test_the_mean_against_a_slow_loop(pair):
+    class_map = align_classes(*(pair[m].classes for m in MODALITIES))
+    mean, states = average_weights(pair, class_map), [pair[m].net.state_dict() for m in MODALITIES]
+    for k, v in mean.items():
+        if k.startswith("fc"):
+            for row, c in enumerate(class_map.classes):
+                assert torch.allclose(v[row], sum(s[k][pair[m].classes.index(c)] for s, m in zip(states, MODALITIES)) / 2, atol=1e-6)
+        elif v.is_floating_point():
+            assert torch.allclose(v, (states[0][k] + states[1][k]) / 2)
+
+
+def test_the_mean_of_a_net_with_itself_is_that_net(images):
+    one = {m: teacher(m, TOY_CLASSES[:3], seed=3) for m in MODALITIES}
+    encoders = AveragingWeights(one[PHOTO], one[SKETCH], config(mirror=False, temperature=1.)).fit()
+    for m in MODALITIES:
+        p = encoders[m].readout.log_posteriors(encoders[m].net(encoders[m].normalizer(images[m].images()))).exp()
+        assert torch.allclose(p, one[m](images[m].images()).posteriors, atol=1e-5)
+
+
+def test_members_of_a_class_are_averaged_first():
+    teachers = {PHOTO: teacher(PHOTO, ["beagle", "cat", "poodle"]), SKETCH: teacher(SKETCH, ["cat", "dog"], seed=1)}
+    class_map = align_classes(teachers[PHOTO].classes, teachers[SKETCH].classes, {"beagle": "dog", "poodle": "dog"})
+    got, p, s = average_weights(teachers, class_map)["fc.weight"], teachers[PHOTO].proxies, teachers[SKETCH].proxies
+    assert torch.allclose(got[class_map.classes.index("dog")], ((p[0] + p[2]) / 2 + s[1]) / 2, atol=1e-6)
+
+
+def test_a_grey_net_becomes_the_same_function_of_three_channels():
+    "Averaged with its own three-channel form it is unchanged, on grey and on coloured images."
+    torch.manual_seed(0)
+    grey = SmallNet(3, (8, 16), channels=1).eval()
+    state = grey.state_dict()
+    spread = SmallNet(3, (8, 16)).eval()
+    spread.load_state_dict({**state, "stem.0.weight": state["stem.0.weight"] * torch.tensor(Normalizer.LUMA).view(1, 3, 1, 1)})
+    teachers = {PHOTO: Teacher(spread, TOY_CLASSES[:3], Normalizer(SIZE), PHOTO, card=dict(source="dfsbir", name="tiny")), SKETCH: Teacher(grey, TOY_CLASSES[:3], Normalizer(SIZE, 1, .5, .5), SKETCH)}
+    encoders = AveragingWeights(teachers[PHOTO], teachers[SKETCH], config(mirror=False)).fit()
+    for x in (torch.rand(4, 1, SIZE, SIZE), torch.rand(4, 3, SIZE, SIZE)):
+        for m in MODALITIES:
+            assert torch.allclose(encoders[m].net(encoders[m].normalizer(x)), teachers[SKETCH](x).logits, atol=1e-4)
+
+
+def test_other_architectures_have_no_mean(pair):
+    class_map = align_classes(TOY_CLASSES[:4], TOY_CLASSES[:4])
+    with pytest.raises(ValueError, match="equal architectures"):
+        average_weights({PHOTO: pair[PHOTO], SKETCH: teacher(SKETCH, TOY_CLASSES[:4], "small")}, class_map)
+    wide = Teacher(SmallNet(4, (8, 24)), TOY_CLASSES[:4], Normalizer(SIZE), SKETCH)
+    with pytest.raises(ValueError, match=r"blocks.0.one.weight is \(16, 8, 3, 3\) and \(24, 8, 3, 3\)"):
+        average_weights({PHOTO: pair[PHOTO], SKETCH: wide}, class_map)
+
+
+def test_a_net_that_nobody_can_rebuild_has_no_average():
+    alike = [Teacher(SmallNet(3, (8, 16)), TOY_CLASSES[:3], Normalizer(SIZE), m) for m in MODALITIES]
+    with pytest.raises(ValueError, match="rebuilt"):
+        AveragingWeights(*alike, config())

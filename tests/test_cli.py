@@ -7,12 +7,14 @@ import sys
 import pytest
 import torch
 from conftest import ROOT
+from PIL import Image
 
 from dfsbir.cli import Parameter, check_cells, check_values, failed_cell, find_encoders, find_notebook, main, notebook_of_papermill, notebook_parameters, parse_value, read_parameters, read_table, write_report
 from dfsbir.core import MODALITIES, Normalizer, read_card
 from dfsbir.data import TOY_CLASSES, toy_pairs
 from dfsbir.distillation import load_encoders, make_encoder, make_proxies, save_encoders
 from dfsbir.evaluation import embed, evaluate_retrieval
+from dfsbir.search import Searcher
 from dfsbir.teachers import Teacher, align_classes, build_net, load_teacher
 
 
@@ -50,7 +52,8 @@ def fails(capsys, *words):
 
 # ---- help
 
-@pytest.mark.parametrize("command, words", [("run", ["-p", "run_folder", "papermill" * 0, "example"]), ("teacher", ["--test", "--net", "example"]), ("evaluate", ["--photos", "--onnx", "--json", "examples"])])
+@pytest.mark.parametrize("command, words", [("run", ["-p", "run_folder", "papermill" * 0, "example"]), ("teacher", ["--test", "--net", "example"]), ("evaluate", ["--photos", "--onnx", "--json", "examples"]),
+                                            ("index", ["--gallery", "--workers", "--approximate", "runs/toy", "examples"]), ("search", ["--label", "--sheet", "--json", "strokes", "examples"])])
 def test_help(capsys, command, words):
     with pytest.raises(SystemExit) as end:
         main([command, "--help"])
@@ -239,3 +242,69 @@ def test_evaluate_mistakes(run, folders, capsys):
     assert "photo first" in fails(capsys, "evaluate", "--photo-encoder", sketch, "--sketch-encoder", photo)
     assert "both photos and sketches" in fails(capsys, "evaluate", run, "--photos", folders / "photo")
     assert "alias table" in fails(capsys, "evaluate", run, "--aliases", "{x}")
+
+
+# ---- index and search
+
+@pytest.fixture
+def gallery(run, folders, capsys):
+    "The folder that `dfsbir index` made of 20 photos."
+    assert main(["index", str(folders / "photo"), "--run", str(run), "--gallery", str(folders / "gallery"), "--workers", "0", "--device", "cpu"]) == 0
+    said = capsys.readouterr().out
+    assert "20 photos, 20 embedded, 0 known, 0 gone, 0 broken" in said
+    return folders / "gallery"
+
+
+def test_index_then_search(gallery, folders, run, capsys, tmp_path):
+    sketch = next((folders / "sketch").rglob("*.png"))
+    gallery.rename(tmp_path / "moved")  # with its encoders
+    files = [tmp_path / "out" / name for name in ("found.png", "found.json")]
+    assert main(["search", str(sketch), "--gallery", str(tmp_path / "moved"), "-k", "7", "--sheet", str(files[0]), "--json", str(files[1])]) == 0
+    said, found = capsys.readouterr().out.splitlines(), json.loads(files[1].read_text())["queries"][0]
+    hits = Searcher(tmp_path / "moved", run / "encoders").by_sketch(sketch, 7)
+    assert len(said) == 7 and [h["index"] for h in found] == hits.indices[0].tolist()
+    for n, (line, item) in enumerate(zip(said, hits.items()), 1): assert line.split() == [str(n), f"{hits.scores[0, n - 1]:.3f}", item.label, str((folders / "photo" / item.path).resolve())]
+    with Image.open(files[0]) as sheet: assert sheet.format == "PNG" and sheet.size == hits.contact_sheet().size
+
+
+def test_search_by_strokes_by_photo_and_by_label(gallery, folders, capsys):
+    (folders / "s.json").write_text("[[[0.1, 0.1], [0.9, 0.9]], [[0.5, 0.2]]]")
+    assert main(["search", str(folders / "s.json"), "--gallery", str(gallery), "-k", "3"]) == 0 and len(capsys.readouterr().out.splitlines()) == 3
+    photo = next((folders / "photo").rglob("*.png"))
+    assert main(["search", str(photo), "--photo", "--gallery", str(gallery), "--label", photo.parent.name]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 2 and all(f"  {photo.parent.name}  " in line for line in said)
+
+
+def test_index_again_with_more(gallery, folders, run, capsys):
+    (folders / "photo" / "bad.jpg").write_text("hello")
+    next((folders / "photo").rglob("*.png")).unlink()
+    words = ["index", str(folders / "photo"), "--run", str(run), "--gallery", str(gallery), "--workers", "0", "--device", "cpu"]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert "19 photos, 0 embedded, 19 known, 1 gone, 1 broken" in said and "broken: bad.jpg: UnidentifiedImageError: cannot identify image file\n" in said
+    for module in ("faiss", "pyarrow"): pytest.importorskip(module, reason=f"{module} is not installed (extra: search)")
+    assert main([*words, "--approximate", "--parquet", str(folders / "g.parquet")]) == 0
+    assert "approximate index: recall@10 1.0" in capsys.readouterr().out and (folders / "g.parquet").is_file()
+    assert main(["search", str(next((folders / "sketch").rglob("*.png"))), "--gallery", str(gallery), "--approximate"]) == 0
+
+
+def test_index_and_search_mistakes(gallery, folders, run, capsys, tmp_path):
+    sketch = next((folders / "sketch").rglob("*.png"))
+    assert "holds no encoders" in fails(capsys, "index", folders / "photo", "--run", tmp_path / "none", "--gallery", tmp_path / "new") and not (tmp_path / "new").exists()
+    assert "is not a folder of photos" in fails(capsys, "index", folders / "none", "--run", run, "--gallery", tmp_path / "new")
+    assert "holds no gallery" in fails(capsys, "search", sketch, "--gallery", tmp_path / "none")
+    assert "there is no sketch" in fails(capsys, "search", tmp_path / "none.png", "--gallery", gallery)
+    assert "blank" in fails(capsys, "search", blank(tmp_path / "blank.png"), "--gallery", gallery)
+    assert "no photo has the label 'unicorn'" in fails(capsys, "search", sketch, "--gallery", gallery, "--label", "unicorn")
+    assert "has no approximate index" in fails(capsys, "search", sketch, "--gallery", gallery, "--approximate")
+    assert "unknown file extension" in fails(capsys, "search", sketch, "--gallery", gallery, "--sheet", tmp_path / "s.xyz").lower()
+    for text, said in (("[[[0.1, 0.2]", "not JSON of strokes"), ("[]", "no strokes"), ('{"a": 1}', "points"), ("[[[200, 300]]]", "points are in [0,1]")):
+        (tmp_path / "s.json").write_text(text)
+        assert said in fails(capsys, "search", tmp_path / "s.json", "--gallery", gallery)
+
+
+def blank(path):
+    "An empty page."
+    Image.new("L", (40, 40), 255).save(path)
+    return path

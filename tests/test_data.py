@@ -6,7 +6,7 @@ from PIL import Image
 from dfsbir.core import PairBatch
 from dfsbir import data as module
 from dfsbir.data import (TOY_CLASSES, TOY_HELD_OUT, BrokenImage, ImageSet, Manifest, ManifestMismatch, hashed_split, open_image, parse_drawing,
-                         rasterise, read_folder, read_quickdraw, read_sketchy, read_tuberlin, show_images, show_pairs, toy_pairs)
+                         rasterise, read_folder, read_photos, read_qmul_v1, read_qmul_v2, read_quickdraw, read_sketchy, read_triplets, read_tuberlin, show_images, show_pairs, toy_pairs)
 
 REAL = Path(os.environ.get("DFSBIR_DATA") or Path(__file__).resolve().parents[2]/"shared"/"data")
 
@@ -317,6 +317,53 @@ def test_tuberlin(tmp_path):
     assert e.value.missing == ["airplane/2.png"] and e.value.extra == ["airplane/3.png"]
     with pytest.raises(FileNotFoundError, match="TU-Berlin"): read_tuberlin(tmp_path/"png"/"airplane", 16)
 
+def qmul_v1(root):
+    for split, n in (("train", 3), ("test", 2)):
+        for folder in ("photo_edge", "sketch"):
+            for i in range(n): picture(root/"shoes"/split/folder/f"{i:04d}.png", 60*i + 40, "L")
+    (root/"shoes"/"triplets.json").write_text(json.dumps({"train": [[[1, 2], [2, 1]], [], [[0, 1]]], "test": [[[0, 1]], [[1, 0]]]}))
+    return root
+
+def test_qmul_v1(tmp_path):
+    root = qmul_v1(tmp_path)
+    photos, sketches = read_qmul_v1(root, 16, "shoes", "train")
+    assert photos.instances.tolist() == sketches.instances.tolist() == [0, 1, 2] and photos.classes == ["shoes"] and photos[2][0].shape == (3, 16, 16) and sketches[2][0].shape == (1, 16, 16)
+    assert read_triplets(root, "shoes", "train").tolist() == [[0, 1, 2], [0, 2, 1], [2, 0, 1]] and read_triplets(root, "shoes", "test").tolist() == [[0, 0, 1], [1, 1, 0]]
+    with pytest.raises(FileNotFoundError, match="does not look like QMUL V1"): read_qmul_v1(root, 16, "chairs", "train")
+    with pytest.raises(ValueError, match="no split 'val'"): read_triplets(root, "shoes", "val")
+    (root/"shoes"/"triplets.json").write_text(json.dumps({"train": [[[1, 9]]]}))
+    with pytest.raises(ValueError, match="names photos 0 to 9, but 'train' has 1"): read_triplets(root, "shoes", "train")
+
+def test_qmul_v1_with_a_manifest(tmp_path):
+    manifest = Manifest.scan(qmul_v1(tmp_path))
+    assert manifest.splits == ["test", "train"] and len(read_qmul_v1(tmp_path, 16, "shoes", "test", manifest)[0]) == 2
+    picture(tmp_path/"shoes"/"train"/"sketch"/"0001.png", 7, "L")
+    read_qmul_v1(tmp_path, 16, "shoes", "test", manifest)
+    with pytest.raises(ManifestMismatch, match="changed: shoes/train/sketch/0001.png"): read_qmul_v1(tmp_path, 16, "shoes", "train", manifest)
+
+def test_a_drawing_of_a_broken_photo_is_left_out_with_it(tmp_path):
+    root = qmul_v1(tmp_path)
+    torn = root/"shoes"/"train"/"photo_edge"/"0001.png"
+    torn.write_bytes(torn.read_bytes()[:30])
+    with pytest.raises(BrokenImage, match="0001.png"): read_qmul_v1(root, 16, "shoes", "train")
+    with pytest.warns(UserWarning, match="broken"): photos, sketches = read_qmul_v1(root, 16, "shoes", "train", on_error="skip", cached=True)
+    assert photos.instances.tolist() == sketches.instances.tolist() == [0, 2] and len(photos.broken) == len(sketches.broken) == 1
+    torn.unlink()
+    with pytest.raises(BrokenImage, match="not there"): read_qmul_v1(root, 16, "shoes", "train")
+
+def test_qmul_v2_has_several_sketches_a_photo(tmp_path):
+    for split in ("train", "test"):
+        for name in ("10_a", "11"):
+            picture(tmp_path/f"{split}B"/f"{name}.png")
+            for k in range(1, 4): picture(tmp_path/f"{split}A"/f"{name}_{k}.png", 255, "L")
+    photos, sketches = read_qmul_v2(tmp_path, 16, "test")
+    assert [Path(p).stem for p in photos.paths] == ["10_a", "11"] and sketches.instances.tolist() == [0, 0, 0, 1, 1, 1] and photos.instances.tolist() == [0, 1]
+    by_letter = Manifest.scan(tmp_path, split_of=lambda p: p.split("/")[0][:-1])
+    assert by_letter.splits == ["test", "train"] and len(read_qmul_v2(tmp_path, 16, "train", by_letter)[1]) == 6
+    with pytest.raises(FileNotFoundError, match="ShoeV2 or ChairV2"): read_qmul_v2(tmp_path, 16, "val")
+    assert len(read_photos(tmp_path/"trainB", 16)) == 2 and read_photos(tmp_path/"trainB", 16).instances is None
+    with pytest.raises(FileNotFoundError, match="holds no image"): read_photos(tmp_path/"none", 16)
+
 # ---- manifests
 def test_manifest_round_trip_and_mismatches(tree, tmp_path_factory):
     file = tmp_path_factory.mktemp("m")/"manifest.json"
@@ -364,3 +411,12 @@ def test_real_quickdraw():
     s = read_quickdraw(root, 64)
     assert len(s.classes) == 40 and len(s) >= 40 and not s.broken
     assert (s.images().amin((1, 2, 3)) < .3).all() and s.images().mean() > .7
+
+@pytest.mark.parametrize("category,train,test", (("shoes", 304, 115), ("chairs", 200, 97)))
+def test_real_qmul(category, train, test):
+    root = real("qmul_v1")
+    for split, n in (("train", train), ("test", test)):
+        photos, sketches = read_qmul_v1(root, 32, category, split, cached=False)
+        assert len(photos) == len(sketches) == n and photos.instances.equal(sketches.instances)
+        assert len(set(read_triplets(root, category, split)[:, 0].tolist())) == n
+    assert sketches[n - 1][0].mean() > .5 and photos[n - 1][0].mean() > .5, "dark lines on white"

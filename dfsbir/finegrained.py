@@ -6,9 +6,9 @@
 __all__ = ['MINERS', 'FINE_PRESETS', 'PUZZLES', 'FINE_ORDER', 'edge_maps', 'line_art', 'Structure', 'TokenPVT', 'Euclidean',
            'HigherOrder', 'make_distance', 'AnyBackbone', 'FineEncoder', 'triplet_loss', 'distances', 'neighbour_loss',
            'relational_loss', 'FineGrainedConfig', 'puzzle', 'InstancePairs', 'split_instances', 'true_ranks',
-           'bootstrap', 'InstanceReport', 'embed_pair', 'evaluate_instances', 'FineGrained', 'save_fine', 'load_fine',
-           'spread', 'pretext_of', 'BridgedEncoder', 'bridge_encoder', 'stability', 'show_ranks', 'compare_runs',
-           'sensitivity']
+           'bootstrap', 'InstanceReport', 'embed_pair', 'evaluate_instances', 'pretext_of', 'BridgedEncoder',
+           'bridge_encoder', 'FineGrained', 'save_fine', 'load_fine', 'spread', 'stability', 'show_ranks',
+           'compare_runs', 'sensitivity']
 
 # %% ../nbs/10_finegrained.ipynb #9e18730b
 import json, math
@@ -296,7 +296,7 @@ def relational_loss(student: Tensor, teacher: Tensor) -> Tensor:  # (N,N) distan
     off = ~torch.eye(len(student), dtype=torch.bool, device=student.device)
     return F.smooth_l1_loss(student[off] / student[off].mean(), teacher[off] / teacher[off].mean())
 
-# %% ../nbs/10_finegrained.ipynb #747b1f72
+# %% ../nbs/10_finegrained.ipynb #d575f736
 @dataclass
 class FineGrainedConfig:
     "Every number of a fine-grained run. The publication gives none of them: each default is ours."
@@ -368,19 +368,19 @@ class FineGrainedConfig:
         return cls(**{**FINE_PRESETS[name], **changes})
 
 _INTRA = dict(w_photo=.5, w_sketch=.5)
-_STRONG = _INTRA | dict(ema=.98)
+_STRONG = _INTRA | dict(ema=.99)
 FINE_PRESETS = {
     "triplet": {},                                                # Triplet-SN: cross-modal triplets alone
     "triplet-intra": _INTRA,
     "strong": _STRONG,                                            # and the averaged weights
-    "full": _STRONG | dict(w_kd_unlabelled=1., w_kd_photo=1., w_kd_sketch=1.),  # and the teacher's neighbours
-    "teacher": dict(w_cross=0., w_unlabelled=1., ema=.98, unlabelled_batch=64),
+    "full": _STRONG | dict(w_kd_unlabelled=.2, w_kd_photo=.2, w_kd_sketch=.2),  # and the teacher's neighbours
+    "teacher": dict(w_cross=0., w_unlabelled=1., ema=.98),
     "holef": dict(distance="higher-order"),
     "holef-intra": _INTRA | dict(distance="higher-order"),
     "jigsaw": {},                                                 # after pre-training by "jigsaw-pretext"
     "jigsaw-intra": _INTRA,
     "jigsaw-pretext": dict(w_cross=0., w_jigsaw=1.),
-    "regress": _STRONG | dict(kd="regress", w_kd_unlabelled=1.),
+    "regress": _STRONG | dict(kd="regress", w_kd_unlabelled=.2),
     "rkd": _STRONG | dict(kd="relational", w_kd_unlabelled=1.),
     "edge-pretrain": _STRONG,                                     # after pre-training by "edge-pretext"
     "edge-pretext": dict(w_cross=0., w_edge=1.),
@@ -512,6 +512,59 @@ def evaluate_instances(encoder: FineEncoder, photos: ImageSet, sketches: ImageSe
         total, n = torch.zeros(len(queries), dtype=torch.float64).index_add_(0, triplets[:, 0], right), torch.bincount(triplets[:, 0], minlength=len(queries))
         order = torch.where(n > 0, total / n, math.nan)
     return InstanceReport(true_ranks(queries, gallery, sketches.instances, photos.instances), len(photos), order)
+
+# %% ../nbs/10_finegrained.ipynb #e60df7dc
+def pretext_of(method: str) -> str | None:  # a preset's name -> the preset that trains what it starts from; None: random weights
+    "What a method is pre-trained by."
+    return "jigsaw-pretext" if method.startswith("jigsaw") and method != "jigsaw-pretext" else "edge-pretext" if method == "edge-pretrain" else None
+
+class _Towers(nn.Module):
+    "Two CrossX nets without their heads, and a linear read-out of each."
+    def __init__(self, encoders, dim):
+        super().__init__()
+        self.nets, self.dims = nn.ModuleDict(encoders), (dim, dim)
+        self.to_shared = nn.ModuleDict({m: nn.ModuleList(nn.Linear(self._width(e), dim) for _ in range(2)) for m, e in encoders.items()})
+
+    @staticmethod
+    def _width(e): return e.card["readout"]["width"] if e.card["readout"]["kind"] == "feature" else e.net.get_submodule(e.card["head"]).in_features
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # canonical: three channels are a photo, one is a sketch
+        m = Modality.PHOTO if x.shape[1] == 3 else Modality.SKETCH
+        e = self.nets[m]
+        if e.card["readout"]["kind"] == "feature": f = e.net(e.normalizer(x))
+        else:
+            with capture({"head": e.net.get_submodule(e.card["head"])}, "input") as heard: e.net(e.normalizer(x))
+            f = heard["head"]
+        return tuple(read(f.flatten(1)) for read in self.to_shared[m])
+
+class BridgedEncoder(FineEncoder):
+    "A photo net and a sketch net that CrossX trained without data, as one fine-grained encoder."
+    def __init__(self, cards: dict,  # modality -> a CrossX encoder's card
+                 dim: int = 128,     # of the features
+                 readout: str = "discriminative", distance: str = "euclidean"):
+        nn.Module.__init__(self)
+        self.card = dict(backbone="crossx", cards=cards, dim=dim, readout=readout, distance=distance)
+        self.backbone = _Towers({m: build_encoder(c) for m, c in cards.items()}, dim)
+        self._finish(self.backbone.dims, readout, distance)
+
+    def outputs(self, groups):
+        raw = [self.backbone(g) for g in groups]
+        first, second = (F.normalize(centre(torch.cat(f).float()), dim=1) for centre, f in zip(self.centre, zip(*raw)))
+        counts = [len(g) for g in groups]
+        return list(zip(first.split(counts), second.split(counts)))
+
+def bridge_encoder(folder,  # of a CrossX run: encoders/photo.safetensors and encoders/sketch.safetensors
+                   config: FineGrainedConfig,
+                   warm: bool = True) -> BridgedEncoder:  # False: the same nets with fresh weights, to see what the bridge buys
+    "A fine-grained encoder that starts from CrossX's two."
+    encoders = load_encoders(folder)
+    seed_everything(config.seed)
+    bridged = BridgedEncoder({str(m): e.card for m, e in encoders.items()}, readout=config.readout, distance=config.distance)
+    if warm:
+        for m, e in encoders.items(): bridged.backbone.nets[m].load_state_dict(e.state_dict())
+    else:
+        for e in bridged.backbone.nets.values(): e.frozen_bn = False  # fresh weights have no statistics to keep
+    return bridged
 
 # %% ../nbs/10_finegrained.ipynb #d931fe83
 class _Learner(nn.Module):
@@ -717,59 +770,6 @@ def spread(lines: list[dict],          # of run.metrics()
     values = torch.tensor([m[name] for m in lines if name in m], dtype=torch.float64)
     if len(values) < 6: raise ValueError(f"{len(values)} epochs have {name!r}; wanted at least 6 for a spread over the last third")
     return values[-(len(values) // 3):].std().item()
-
-# %% ../nbs/10_finegrained.ipynb #e60df7dc
-def pretext_of(method: str) -> str | None:  # a preset's name -> the preset that trains what it starts from; None: random weights
-    "What a method is pre-trained by."
-    return "jigsaw-pretext" if method.startswith("jigsaw") and method != "jigsaw-pretext" else "edge-pretext" if method == "edge-pretrain" else None
-
-class _Towers(nn.Module):
-    "Two CrossX nets without their heads, and a linear read-out of each."
-    def __init__(self, encoders, dim):
-        super().__init__()
-        self.nets, self.dims = nn.ModuleDict(encoders), (dim, dim)
-        self.to_shared = nn.ModuleDict({m: nn.ModuleList(nn.Linear(self._width(e), dim) for _ in range(2)) for m, e in encoders.items()})
-
-    @staticmethod
-    def _width(e): return e.card["readout"]["width"] if e.card["readout"]["kind"] == "feature" else e.net.get_submodule(e.card["head"]).in_features
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # canonical: three channels are a photo, one is a sketch
-        m = Modality.PHOTO if x.shape[1] == 3 else Modality.SKETCH
-        e = self.nets[m]
-        if e.card["readout"]["kind"] == "feature": f = e.net(e.normalizer(x))
-        else:
-            with capture({"head": e.net.get_submodule(e.card["head"])}, "input") as heard: e.net(e.normalizer(x))
-            f = heard["head"]
-        return tuple(read(f.flatten(1)) for read in self.to_shared[m])
-
-class BridgedEncoder(FineEncoder):
-    "A photo net and a sketch net that CrossX trained without data, as one fine-grained encoder."
-    def __init__(self, cards: dict,  # modality -> a CrossX encoder's card
-                 dim: int = 128,     # of the features
-                 readout: str = "discriminative", distance: str = "euclidean"):
-        nn.Module.__init__(self)
-        self.card = dict(backbone="crossx", cards=cards, dim=dim, readout=readout, distance=distance)
-        self.backbone = _Towers({m: build_encoder(c) for m, c in cards.items()}, dim)
-        self._finish(self.backbone.dims, readout, distance)
-
-    def outputs(self, groups):
-        raw = [self.backbone(g) for g in groups]
-        first, second = (F.normalize(centre(torch.cat(f).float()), dim=1) for centre, f in zip(self.centre, zip(*raw)))
-        counts = [len(g) for g in groups]
-        return list(zip(first.split(counts), second.split(counts)))
-
-def bridge_encoder(folder,  # of a CrossX run: encoders/photo.safetensors and encoders/sketch.safetensors
-                   config: FineGrainedConfig,
-                   warm: bool = True) -> BridgedEncoder:  # False: the same nets with fresh weights, to see what the bridge buys
-    "A fine-grained encoder that starts from CrossX's two."
-    encoders = load_encoders(folder)
-    seed_everything(config.seed)
-    bridged = BridgedEncoder({str(m): e.card for m, e in encoders.items()}, readout=config.readout, distance=config.distance)
-    if warm:
-        for m, e in encoders.items(): bridged.backbone.nets[m].load_state_dict(e.state_dict())
-    else:
-        for e in bridged.backbone.nets.values(): e.frozen_bn = False  # fresh weights have no statistics to keep
-    return bridged
 
 # %% ../nbs/10_finegrained.ipynb #a1b2d61a
 def stability(runs: dict) -> plt.Figure:  # name -> run.metrics()

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("nbs", "dfsbir", "run", "settings.ini", "setup.py", "pyproject.toml", "constraints.txt", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md")
-SLOW = ("test_sweep.py", "test_notebooks.py", "test_browser.py", "test_tour.py", "test_experiments.py", "test_readme.py", "test_package.py")
+SLOW = ("test_sweep.py", "test_notebooks.py", "test_browser.py", "test_tour.py", "test_finegrained.py", "test_experiments.py", "test_readme.py", "test_package.py")
 
 
 @pytest.fixture(scope="session")

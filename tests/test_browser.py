@@ -101,6 +101,8 @@ def open_page(browser):
 
 def stroke(page, points):
     "Draws with the mouse; points are shares of the pad's side."
+    page.locator(".dfs-pad").evaluate("e => e.scrollIntoView({block: 'center'})")  # away from JupyterLab's toolbar, whose buttons would take the mouse
+    page.wait_for_timeout(200)
     box = page.locator(".dfs-pad").bounding_box()
     x, y = ([box[k] + p[i] * box[side] for p in points] for i, (k, side) in enumerate((("x", "width"), ("y", "height"))))
     page.mouse.move(x[0], y[0])
@@ -173,7 +175,10 @@ def draw_and_find(page, shots, name):
     page.locator(".dfs-put").click()
     status(page, "strokes; best 12")
     assert len(answers(page)) == 12 and page.locator(".dfs-pad").evaluate(DARK) > 100
+    remembered = int(page.locator(".dfs-pad").get_attribute("data-points"))
     stroke(page, [(0.1, 0.9), (0.9, 0.95)])  # a remembered drawing, changed
+    page.wait_for_function("n => +document.querySelector('.dfs-pad').dataset.points > n", arg=remembered)
+    status(page, "strokes; best 12")
     page.screenshot(path=shots / f"{name}-remembered.png")
 
 

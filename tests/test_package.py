@@ -84,14 +84,18 @@ def test_wheel_says_what_settings_say(built):
 
 
 def test_wheel_imports_without_the_repository(installed, tmp_path):
-    "Every module, from another folder, with the developers' tools made absent."
+    "Every module, from another folder, with the developers' tools and all extras made absent."
     code = f"""
 import sys
-for name in ("fastcore", "nbdev", "execnb", "IPython", "ipykernel", "papermill", "nbconvert", "psutil", "pytest", "onnx", "onnxruntime", "onnx2torch", "efficientnet_lite_pytorch", "sklearn", "torchmetrics"):
+for name in ("fastcore", "nbdev", "execnb", "IPython", "ipykernel", "papermill", "nbconvert", "psutil", "pytest", "onnx", "onnxruntime", "onnx2torch", "efficientnet_lite_pytorch", "sklearn", "torchmetrics",
+             "faiss", "pyarrow", "ray", "skimage", "ipywidgets", "anywidget", "voila", "jupyterlab", "playwright"):
     sys.modules[name] = None
 import importlib, dfsbir
 for name in {MODULES!r}:
-    importlib.import_module("dfsbir." + name)
+    if name != "explore": importlib.import_module("dfsbir." + name)
+try: import dfsbir.explore  # widgets throughout: it asks for its extra
+except ImportError as e: assert "pip install 'dfsbir[explore]'" in str(e), e
+else: sys.exit("the explorer was imported without its widgets")
 from importlib.metadata import version
 print(dfsbir.__version__ == version("dfsbir"), dfsbir.__file__)
 """

@@ -204,29 +204,31 @@ def save_state(path,          # file to write, .safetensors
     "Writes a nested state atomically into one safetensors file."
     tensors = {}
     skeleton = _flatten(state, tensors)
-    with write_atomic(path) as tmp: save_file(tensors, tmp, {"skeleton": json.dumps(skeleton), "card": json.dumps(card or {})})
+    with write_atomic(path) as tmp: save_file(tensors, tmp, {"dfsbir": json.dumps({"skeleton": skeleton, "card": card or {}})})  # one entry: the library writes several in random order, and equal states are equal files
 
 # %% ../nbs/00_core.ipynb #e20f39c2
 class UnsafeCheckpoint(ValueError):
     "A file that would run code, or is no checkpoint at all."
 
 def _header(path):
-    "The metadata of a safetensors file, and its tensors' names."
+    "Skeleton and card of a file written by `save_state`; {} of any other safetensors file."
     if not Path(path).is_file(): raise FileNotFoundError(f"there is no checkpoint {path}")
     try:
-        with safetensors.safe_open(path, "pt") as f: return f.metadata() or {}
+        with safetensors.safe_open(path, "pt") as f: meta = f.metadata() or {}
     except safetensors.SafetensorError as e:
         raise UnsafeCheckpoint(f"{path} is not a whole safetensors file ({e}): copy it again, or take an earlier checkpoint") from e
+    if "dfsbir" in meta: return json.loads(meta["dfsbir"])
+    return {k: json.loads(meta[k]) for k in ("skeleton", "card")} if "skeleton" in meta else {}  # files of the first run folders, with two entries
 
 def read_card(path) -> dict:
     "The card of a file written by `save_state`."
-    return json.loads(_header(path).get("card", "{}"))
+    return _header(path).get("card", {})
 
 def load_state(path):
     "The nested state of a file written by `save_state`, on the CPU."
     meta = _header(path)
     if "skeleton" not in meta: raise UnsafeCheckpoint(f"{path} was not written by dfsbir's save_state: read it with load_weights")
-    return _unflatten(json.loads(meta["skeleton"]), load_file(path))
+    return _unflatten(meta["skeleton"], load_file(path))
 
 # %% ../nbs/00_core.ipynb #aca65894
 _NESTED = ("state_dict", "model_state_dict", "model", "net", "weights", "params")
@@ -237,7 +239,7 @@ def load_weights(path) -> dict[str, Tensor]:
     path = Path(path)
     if path.suffix == ".safetensors":
         meta = _header(path)
-        found = _unflatten(json.loads(meta["skeleton"]), load_file(path)) if "skeleton" in meta else load_file(path)
+        found = _unflatten(meta["skeleton"], load_file(path)) if "skeleton" in meta else load_file(path)
     else:
         if not path.is_file(): raise FileNotFoundError(f"there is no checkpoint {path}")
         try: found = torch.load(path, map_location="cpu", weights_only=True)

@@ -266,7 +266,8 @@ Report.show_topk = _report_show_topk
 
 # %% ../nbs/02_evaluation.ipynb #55f037dd
 RESULT_COLUMNS = ("dataset", "method", "variant", "seed", "metric", "value", "seconds", "device", "run_id")
-METHODS = ("random", "teacher-features", "teacher-logits", "teacher-posteriors", "crossx-paper", "crossx-dfsbir", "data-dependent")  # floor to ceiling: the order of tables
+METHODS = ("random", "teacher-features", "teacher-logits", "teacher-posteriors", "gaussian-prior", "averaging-weights", "meta-data", "uni-modal", "alternative-data", "released", "crossx-paper", "crossx-dfsbir", "data-dependent",
+           "triplet", "holef", "jigsaw", "triplet-intra", "holef-intra", "jigsaw-intra", "edge-pretrain", "edge2sketch", "regress", "rkd", "strong", "full")  # the order of tables: floor to ceiling, then the fine-grained methods
 _METRIC = re.compile(r"mAP@all|Prec@\d+|Acc@\d+|mAP@(\d+)/min\(R,\1\)")
 
 

@@ -368,12 +368,12 @@ class FineGrainedConfig:
         return cls(**{**FINE_PRESETS[name], **changes})
 
 _INTRA = dict(w_photo=.5, w_sketch=.5)
-_STRONG = _INTRA | dict(ema=.99)
+_STRONG = _INTRA | dict(ema=.995)
 FINE_PRESETS = {
     "triplet": {},                                                # Triplet-SN: cross-modal triplets alone
     "triplet-intra": _INTRA,
     "strong": _STRONG,                                            # and the averaged weights
-    "full": _STRONG | dict(w_kd_unlabelled=.2, w_kd_photo=.2, w_kd_sketch=.2),  # and the teacher's neighbours
+    "full": _STRONG | dict(w_kd_unlabelled=.05, w_kd_photo=.05, w_kd_sketch=.05),  # and the teacher's neighbours
     "teacher": dict(w_cross=0., w_unlabelled=1., ema=.98),
     "holef": dict(distance="higher-order"),
     "holef-intra": _INTRA | dict(distance="higher-order"),

@@ -32,7 +32,7 @@ def crossed(value) -> list:  # of tables, lists and plain values
     return [value]
 
 # %% ../nbs/13_sweep.ipynb #535fed7a
-PLACES = ("run_folder", "teachers_folder", "results")  # parameters that say where, not what
+PLACES = ("run_folder", "teachers_folder", "shared", "results")  # parameters that say where, not what
 RECORD = "cell.json"
 
 @dataclass(frozen=True)

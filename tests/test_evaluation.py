@@ -327,8 +327,8 @@ def test_results_refuse_foreign_files_and_unknown_data(tmp_path):
 
 def test_table_runs_from_floor_to_ceiling_and_leaves_gaps(tmp_path):
     path = tmp_path / "results.csv"
-    append_results(path, [row(m, s, value=.5 + s / 10) for m in (*reversed(METHODS), "gaussian-prior") for s in range(3)] + [row("random", metric="Prec@100", value=.1)])
+    append_results(path, [row(m, s, value=.5 + s / 10) for m in (*reversed(METHODS), "my-own") for s in range(3)] + [row("random", metric="Prec@100", value=.1)])
     table = results_table(path, "toy")
     lines = [[c.strip() for c in l.strip("|").split("|")] for l in table.splitlines()]
-    assert [l[0] for l in lines[2:]] == [*METHODS, "gaussian-prior"] and len({len(l) for l in lines}) == 1
+    assert [l[0] for l in lines[2:]] == [*METHODS, "my-own"] and len({len(l) for l in lines}) == 1
     assert lines[2] == ["random", "0.600 ± 0.100", "0.100", "", "3"] and isinstance(table, Table)

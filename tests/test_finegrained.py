@@ -533,12 +533,12 @@ def test_the_experiment(tmp_path, root):
         words = [w for k, v in parameters.items() for w in ("-r" if isinstance(v, str) else "-p", k, str(v))]
         env = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")} | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
         return subprocess.run([sys.executable, "-m", "papermill", str(root / "nbs" / "experiments" / "finegrained.ipynb"), "out.ipynb", "--no-progress-bar", *words], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600)
-    tiny = dict(toy_images=20, toy_test=12, toy_unlabelled=12, changes=changes, teacher_changes='{"epochs": 1}', shared="kept", run_folder="runs/full")
+    tiny = dict(toy_images=20, toy_test=12, toy_unlabelled=12, changes=changes, teacher_changes='{"epochs": 1}', unseen="held-out", shared="kept", run_folder="runs/full")
     done = papermill(**tiny)
     assert done.returncode == 0, done.stderr[-3000:]
     run = tmp_path / "runs" / "full"
     rows = read_results(run / "results.csv")
-    assert {(r["dataset"], r["method"], r["variant"]) for r in rows} == {("toy-instance", "full", ""), ("toy-instance", "full", "validation-chosen")} and {r["metric"] for r in rows} == {"Acc@1", "Acc@5", "Acc@10"}
+    assert {(r["dataset"], r["method"], r["variant"]) for r in rows} == {("toy-instance", "full", ""), ("toy-instance", "full", "validation-chosen"), ("toy-instance/unseen", "full", "")} and {r["metric"] for r in rows} == {"Acc@1", "Acc@5", "Acc@10"}
     summary, kept = json.loads((run / "summary.json").read_text()), list((tmp_path / "kept").iterdir())
     assert len(summary["reports"]["last"]["ranks"]) == 12 and len(kept) == 1 and kept[0].name.startswith("teacher-toy-0-")
     assert "data:image/png;base64" in (run / "report.html").read_text()

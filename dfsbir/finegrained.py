@@ -195,7 +195,9 @@ class AnyBackbone(nn.Module):
         super().__init__()
         try: self.net = timm.create_model(name, num_classes=0, img_size=size, **kwargs)
         except TypeError: self.net = timm.create_model(name, num_classes=0, **kwargs)  # convolutions take any size
-        with torch.no_grad(): dim = self.net.eval()(torch.zeros(1, kwargs.get("in_chans", 3), size, size)).shape[1]
+        try:
+            with torch.no_grad(): dim = self.net.eval()(torch.zeros(1, kwargs.get("in_chans", 3), size, size)).shape[1]
+        except RuntimeError as e: raise ValueError(f"{name} cannot take pictures of {size} px ({e}): set a larger size") from e
         self.second, self.dims = nn.Linear(dim, dim), (dim, dim)
         self.train()
 

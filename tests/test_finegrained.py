@@ -114,12 +114,17 @@ def test_a_token_wants_a_pvt():
     with pytest.raises(ValueError, match="pvt_v2"): TokenPVT("resnet18")
 
 
-@pytest.mark.parametrize("name", ("resnet10t", "vit_tiny_patch16_224", "test_vit"))
-def test_other_backbones_by_name(name):
-    encoder = FineEncoder(name, 32, 1)
+@pytest.mark.parametrize("name,size", (("resnet10t", 32), ("vit_tiny_patch16_224", 32), ("vgg16", 32), ("inception_v3", 96), ("resnet50", 48), ("deit_tiny_patch16_224", 48), ("swin_tiny_patch4_window7_224", 64), ("coatnet_nano_rw_224", 64)))
+def test_other_backbones_by_name(name, size):
+    "Those that the publication compares with, as timm offers them."
+    encoder = FineEncoder(name, size, 1)
     (a, b), = encoder.outputs([torch.rand(2, 3, 40, 40)])
     assert a.shape == b.shape and torch.allclose(a.norm(dim=1), torch.ones(2), atol=1e-5)
     with pytest.raises(ValueError, match="token net"): encoder.attention(torch.rand(1, 3, 32, 32))
+
+
+def test_a_backbone_that_wants_larger_pictures():
+    with pytest.raises(ValueError, match="inception_v3 cannot take pictures of 48 px"): FineEncoder("inception_v3", 48, 1)
 
 
 def test_attention_maps():

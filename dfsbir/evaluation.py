@@ -314,9 +314,10 @@ def results_table(
     path,  # csv file written by append_results
     dataset: str,  # which data set
     metrics=("mAP@all", "Prec@100", "Prec@200"),  # columns
+    variant: str | None = None,  # of the methods, this one alone ("" is the plain one); None: all
 ) -> Table:
     "Mean ± standard deviation over seeds of each method, from floor to ceiling."
-    rows, cells = [r for r in read_results(path) if r["dataset"] == dataset and r["metric"] in metrics], {}
+    rows, cells = [r for r in read_results(path) if r["dataset"] == dataset and r["metric"] in metrics and variant in (None, r["variant"])], {}
     if not rows: raise ValueError(f"{path} has no row of {dataset!r} with {list(metrics)}: it knows {sorted({r['dataset'] for r in read_results(path)})}")
     for r in rows: cells.setdefault((r["method"], r["variant"]), {}).setdefault(r["metric"], {})[r["seed"]] = r["value"]
     def show(by_seed):

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 
 from .core import write_atomic
@@ -264,7 +265,7 @@ def run_sweep(grid: Grid,
               ray: str = "",         # address of a Ray cluster ("auto", "local", "ray://host:10001"); empty: without Ray
               retry: bool = False,   # failed cells again
               threads: int = 0,      # of each cell; 0: the machine's divided by `processes`, on Ray 1
-              tell=print) -> dict[str, list[Cell]]:  # where a line per cell goes; -> state -> cells
+              tell=partial(print, flush=True)) -> dict[str, list[Cell]]:  # where a line per cell goes; -> state -> cells
     "Runs every cell that is not done; Ctrl-C stops cleanly, and the same call goes on."
     if processes < 1: raise ValueError(f"processes is {processes}; wanted at least 1")
     threads, states = threads or (1 if ray and ray != "local" else max(1, machine_threads() // processes)), [c.state for c in grid.cells]

@@ -332,3 +332,5 @@ def test_table_runs_from_floor_to_ceiling_and_leaves_gaps(tmp_path):
     lines = [[c.strip() for c in l.strip("|").split("|")] for l in table.splitlines()]
     assert [l[0] for l in lines[2:]] == [*METHODS, "my-own"] and len({len(l) for l in lines}) == 1
     assert lines[2] == ["random", "0.600 ± 0.100", "0.100", "", "3"] and isinstance(table, Table)
+    append_results(path, [row("random", variant="mirror", value=.9)])
+    assert results_table(path, "toy", variant="") == table and "random (mirror)" in results_table(path, "toy")

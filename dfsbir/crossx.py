@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from .core import MODALITIES, Modality, PairBatch, RunFolder, data_free, make_fabric, require_writable, rng_state, seed_everything, set_rng_state, write_atomic
 from .distillation import Distiller, make_encoder, make_proxies, save_encoders, with_targets
-from .guidance import Guide, Objective, make_guide
+from .guidance import Guide, Objective, make_guide, random_objects
 from .inversion import PairEstimator, PixelGenerator, ReplayBank, StrokeGenerator, measure_diversity
 from .losses import Terms
 from .teachers import ClassMap, Teacher, align_classes, augment_batch
@@ -68,26 +68,30 @@ class CrossXConfig:
     vary: bool = True                # new pairs are turned, zoomed and recoloured as a teacher's training images are
     mix: float = .5                  # share of new pairs that are blends of two, near the teachers' boundaries
     # students
+    pairs: str = "estimates"         # what they learn from: "estimates", or "objects" that have no name
     warm_start: bool = True          # copies of the teachers; False: fresh nets
     student_net: str = ""            # "source/name"; empty: the teacher's architecture
-    readout: str = "posterior"       # or "feature"
-    temperature: float = .7          # of the read-out's posterior, or of the cosine
+    readout: str = "posterior"       # or "feature", "joint"
+    temperature: float = .7          # of the read-out's posterior, or of the cosine; "joint": higher leaves more room to shape
     dim: int = 64                    # of the metric space
     mirror: bool = True              # encoders embed an image together with its mirror image, at twice the work
     w_consistency: float = 1.        # view-averaged teacher posteriors
     w_proxy_anchor: float = 0.       # L_metric of the paper, on shared proxies
     w_contrast: float = 0.           # the released queue contrast
+    w_instance: float = 0.           # each photo finds its own sketch by shape; wants readout "joint"
     student_lr: float = 3e-5
+    head_lr: float = 0.              # of the read-out's own weights; 0: student_lr
     student_batch: int = 64
     views: int = 4                   # teacher passes averaged for a target
     average: float = .98             # decay of the students' weight average
+    interpolate: float = 1.          # the encoders lie so far on the way from the students' start to their end
     # keeping
     log_every: int = 5               # steps
     sample_every: int = 50           # steps between strips of pictures
     save_every: int = 50             # steps between checkpoints
 
     @classmethod
-    def preset(cls, name: str,  # "paper" or "dfsbir"
+    def preset(cls, name: str,  # "dfsbir", "open" or "paper"
                **changes) -> "CrossXConfig":  # any field, instead of the preset's
         "A named preset with changes; unknown names raise and suggest."
         if name not in PRESETS: raise ValueError(f"presets are {sorted(PRESETS)}; found {name!r}")
@@ -103,9 +107,15 @@ class CrossXConfig:
         low = {"batch": 2, "student_batch": 2, "warmup": 0, "rounds": 0, "bank": 2, "latent": 8, "synthesis_steps": 0, "new_pairs": 1, "student_steps": 0, "views": 1, "strokes": 1, "pages": 1, "log_every": 1, "sample_every": 1, "save_every": 1}
         for k, v in low.items():
             if getattr(self, k) < v: raise ValueError(f"{k} is at least {v}; found {getattr(self, k)}")
-        for k, known in (("sketch_estimator", ("stroke", "pixel")), ("readout", ("posterior", "feature")), ("guidance", Guide.SOURCES)):
+        for k, known in (("sketch_estimator", ("stroke", "pixel")), ("readout", ("posterior", "feature", "joint")), ("pairs", ("estimates", "objects")), ("guidance", Guide.SOURCES)):
             if getattr(self, k) not in known: raise ValueError(f"{k} is one of {known}; found {getattr(self, k)!r}")
         if self.conditioned and not self.w_class: raise ValueError("a conditioned estimator wants w_class above 0, else nothing ties its pictures to the class it was told")
+        if not 0 <= self.interpolate <= 1: raise ValueError(f"interpolate runs from 0, the students' start, to 1, their end; found {self.interpolate}")
+        if self.head_lr and self.readout == "posterior": raise ValueError("the posterior read-out has no weights of its own, so head_lr would do nothing: set it to 0, or take another readout")
+        if self.w_instance and self.readout != "joint": raise ValueError(f"w_instance teaches shape, of which the {self.readout} read-out has none: take readout='joint', or set it to 0")
+        if self.pairs == "objects":
+            if self.warmup or self.synthesis_steps: raise ValueError(f"pairs='objects' asks no estimator, so its steps would be in vain: set warmup and synthesis_steps to 0; found {self.warmup} and {self.synthesis_steps}")
+            if self.w_proxy_anchor: raise ValueError("w_proxy_anchor wants the class of each pair, and objects have none: set it to 0, or take pairs='estimates'")
         if not self.conditioned and self.w_class: raise ValueError("w_class needs conditioned=True: an unconditioned estimator is told no class")
 
     def weights(self, names) -> dict[str, float]:
@@ -119,6 +129,8 @@ class CrossXConfig:
 
 PRESETS = {
     "dfsbir": {},
+    "open": dict(pairs="objects", warmup=0, new_pairs=5000, bank=5000, student_steps=1000, vary=False, mix=0., readout="joint", temperature=2., w_instance=1., student_lr=5e-4, head_lr=3e-3, interpolate=.7,
+                 save_every=250),
     "paper": dict(conditioned=False, sketch_estimator="pixel", w_class=0., w_one_hot=3., w_class_balance=5 / 2.302585092994046, w_activation=.1, w_align=1., align_symmetric=False,
                   w_modality=1., w_adversarial=1., w_bn=0., w_total_variation=0., w_diversity=0., warmup=0, rounds=200, synthesis_steps=1, new_pairs=40, student_steps=1, bank=40, mix=0., vary=False,
                   warm_start=False, readout="feature", temperature=.1, w_consistency=0., w_proxy_anchor=1., student_lr=1e-3, student_batch=40, average=0., mirror=False),
@@ -133,6 +145,27 @@ def _patient_interrupt():
     before = signal.signal(signal.SIGINT, lambda *_: asked.append(1))
     try: yield asked
     finally: signal.signal(signal.SIGINT, before)
+
+class _Objects:
+    "In the estimators' place: pairs that nobody has to estimate."
+    generators = {}
+    def __init__(self, sizes: tuple, fabric, seed: int):
+        self.sizes, self.fabric, self.made, self.random = sizes, fabric, 0, torch.Generator().manual_seed(seed + 100003 * fabric.global_rank)
+
+    def sample(self, n: int) -> PairBatch:  # n pairs, on the device
+        "Objects without a name, each modality at its own size; the label is the number of the object."
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(torch.randint(2**62, (), generator=self.random).item())
+            pairs = random_objects(n, max(self.sizes))
+        sized = (x if x.shape[-1] == s else F.interpolate(x, (s, s), mode="bilinear", antialias=True) for x, s in zip((pairs.photo, pairs.sketch), self.sizes))
+        self.made += n
+        return PairBatch(*sized, pairs.label + self.made - n).to(self.fabric.device)
+
+    def state_dict(self): return {"made": self.made, "random": self.random.get_state()}
+
+    def load_state_dict(self, state):
+        self.made = state["made"]
+        self.random.set_state(state["random"])
 
 class CrossX:
     "CrossX-DFL: estimators and students for two frozen teachers."
@@ -150,20 +183,26 @@ class CrossX:
             if t.modality is not m: raise ValueError(f"wanted a {m} teacher; found one of modality {t.modality}: photo first, then sketch")
         self.class_map = align_classes(photo_teacher.classes, sketch_teacher.classes, aliases)
         K = len(self.class_map.classes)
-        if c.conditioned and c.w_diversity and c.batch < 2 * K:
+        if c.pairs == "estimates" and c.conditioned and c.w_diversity and c.batch < 2 * K:
             raise ValueError(f"{K} shared classes want a batch of at least {2 * K}, for diversity compares two pictures of one class; found batch={c.batch}")
-        proxies, slack = make_proxies(K, max(c.dim, K + 2), c.seed)
+        proxies, slack = make_proxies(K, max(c.dim, K + 2, 2 * K if c.readout == "joint" else 0), c.seed)
         self.distiller = Distiller(*(make_encoder(self.teachers[m], self.class_map, proxies, slack[m], c.readout, c.temperature, c.warm_start, c.mirror, c.student_net or None) for m in MODALITIES),
-                                   c.weights(Distiller.TERMS), c.student_lr, c.plan().count("teach"), c.average, self.fabric)
+                                   c.weights(Distiller.TERMS), c.student_lr, c.plan().count("teach"), c.average, self.fabric, c.head_lr, c.interpolate)
         allowed = self.allowed = (c.guidance_photos, c.guidance_sketches) if c.guidance == "folders" else ()
         with data_free(allowed): self.guide = make_guide(c.guidance, self.teachers, c.seed, allowed).to(self.fabric.device) if c.w_modality else None
-        objective = Objective(self.teachers, self.class_map, self.guide, self.answers, c.align_symmetric, bn=c.w_bn > 0)
-        self.estimator = PairEstimator(*self._generators(K), objective, Terms(c.weights(Objective.TERMS)), self.fabric, warmup=max(c.plan().count("synthesize"), 1), batch=c.batch,
-                                       lr=(c.photo_lr, c.sketch_lr), classify=None if c.conditioned else self.classify, seed=c.seed)
+        self.estimator = self._estimator(K) if c.pairs == "estimates" else self._objects()
         self.bank, self.position = ReplayBank(c.bank, c.seed), 0
         watched = torch.Generator().manual_seed(c.seed)  # the pairs that every strip of pictures shows
         self.watched = torch.randn(16, c.latent, generator=watched), torch.arange(16) % K
         self.drawn = rng_state()
+
+    def _objects(self): return _Objects((self.config.photo_size, self.config.sketch_size), self.fabric, self.config.seed)
+
+    def _estimator(self, K):
+        c = self.config
+        objective = Objective(self.teachers, self.class_map, self.guide, self.answers, c.align_symmetric, bn=c.w_bn > 0)
+        return PairEstimator(*self._generators(K), objective, Terms(c.weights(Objective.TERMS)), self.fabric, warmup=max(c.plan().count("synthesize"), 1), batch=c.batch,
+                                       lr=(c.photo_lr, c.sketch_lr), classify=None if c.conditioned else self.classify, seed=c.seed)
 
     def _generators(self, K):
         c, k = self.config, K if self.config.conditioned else 0
@@ -184,7 +223,7 @@ class CrossX:
         return sum(self.class_map.posteriors(self.teachers[m](batch.of(m), bn=False).logits, m).log() for m in MODALITIES).argmax(1)
 
     def collect(self):
-        "New pairs for the bank: estimates, varied, a share of them blended with another, with what the teachers say."
+        "New pairs for the bank: estimates (or objects), varied, a share of them blended with another, with what the teachers say."
         c = self.config
         for start in range(0, c.new_pairs, c.student_batch):
             pairs = self.estimator.sample(min(c.student_batch, c.new_pairs - start))
@@ -193,7 +232,7 @@ class CrossX:
             keep = torch.where(torch.rand(len(pairs)) < c.mix, .5 + .5 * torch.rand(len(pairs)), torch.ones(len(pairs))).to(pairs.photo)[:, None, None, None]
             blend = PairBatch(*(keep * pairs.of(m) + (1 - keep) * other.of(m) for m in MODALITIES), pairs.label)
             if c.w_consistency:
-                with self.fabric.autocast(): blend = with_targets(blend, self.teachers, self.class_map, c.views, c.temperature)
+                with self.fabric.autocast(): blend = with_targets(blend, self.teachers, self.class_map, c.views, 1. if c.readout == "joint" else c.temperature)
             self.bank.add(blend)
 
     def act(self, action: str) -> dict[str, float]:  # -> scalars for the log
@@ -272,7 +311,7 @@ class CrossX:
         "Log line, bar, strip of pictures and checkpoint, each when it is due."
         c, n = self.config, self.position
         bar.update()
-        bar.set_postfix({k.split("/")[-1]: f"{v:.3g}" for k, v in scalars.items() if k.endswith(("class", "one_hot", "align", "bn", "consistency", "proxy_anchor", "total"))}, refresh=False)
+        bar.set_postfix({k.split("/")[-1]: f"{v:.3g}" for k, v in scalars.items() if k.endswith(("class", "one_hot", "align", "bn", "consistency", "proxy_anchor", "instance", "total"))}, refresh=False)
         if self.fabric.is_global_zero and (n % c.log_every == 0 or action == "collect"): run.log(n, **scalars)
         if self.fabric.is_global_zero and action == "synthesize" and (self.estimator.step % c.sample_every == 0 or self.estimator.step == 1): self.show_strip(run)
         if n % c.save_every == 0: self._save(run)
@@ -280,13 +319,14 @@ class CrossX:
     @torch.no_grad()
     def watch(self) -> PairBatch:
         "The same sixteen pairs at any step, drawn without touching the run's random numbers."
+        if self.config.pairs == "objects": return self._objects().sample(16)
         noise, label = self.fabric.to_device(self.watched)
         return PairBatch(*(self.estimator.generators[m].eval()(noise, label if self.config.conditioned else None) for m in MODALITIES), label)
 
     @torch.no_grad()
     def save_drawings(self, run):
         "The stroke estimator's watched drawings as vector graphics, samples/drawing_NN_CLASS.svg; a pixel estimator has none."
-        pen = self.estimator.generators[Modality.SKETCH]
+        pen = self.estimator.generators.get(Modality.SKETCH)
         if not isinstance(pen, StrokeGenerator): return
         noise, label = self.fabric.to_device(self.watched)
         drawings = pen.eval().strokes(noise, label)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DAFL_WEIGHTS', 'full_precision', 'one_hot_loss', 'class_balance_loss', 'activation_loss', 'bn_prior_loss',
            'total_variation', 'diversity_loss', 'log_posteriors', 'align_loss', 'modality_loss', 'adversarial_loss',
-           'proxy_anchor_loss', 'QueueContrast', 'consistency_loss', 'NonFiniteTerm', 'Terms']
+           'proxy_anchor_loss', 'QueueContrast', 'instance_loss', 'consistency_loss', 'NonFiniteTerm', 'Terms']
 
 # %% ../nbs/03_losses.ipynb #61154db4
 import math
@@ -257,6 +257,19 @@ class QueueContrast(nn.Module):
         self.photo[where], self.sketch[where] = photo[-n:], sketch[-n:]
         self.label[where] = -1 if label is None else label[-n:]
         self.pointer.copy_((self.pointer + n) % self.size)
+
+# %% ../nbs/03_losses.ipynb #b3c75e70
+@full_precision
+def instance_loss(
+    photo: Tensor,  # (N,D) photo embeddings, any length (cosine similarity)
+    sketch: Tensor,  # (N,D) sketch embeddings, row i of the same thing; any other row is of another
+    temperature: float = .1,  # T, above 0
+) -> Tensor:  # scalar >= 0, nats: log N when nothing is told apart
+    "Symmetric InfoNCE within the batch: each photo finds its own sketch among all, and the reverse."
+    _matrix(photo, "photo"), _matrix(sketch, "sketch", like=photo)
+    if len(photo) < 2: raise ValueError("one pair alone has nothing to be told apart from: wanted a batch of two pairs at least")
+    scores, own = F.normalize(photo) @ F.normalize(sketch).T / temperature, torch.arange(len(photo), device=photo.device)
+    return (F.cross_entropy(scores, own) + F.cross_entropy(scores.T, own)) / 2
 
 # %% ../nbs/03_losses.ipynb #8db674f1
 @full_precision

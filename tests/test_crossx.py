@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import asdict, fields, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from torchvision.utils import save_image
 
 import dfsbir.core
 from dfsbir.core import MODALITIES, DataFreeViolation, Modality, Normalizer, RunFolder
-from dfsbir.crossx import PRESETS, CrossX, CrossXConfig
+from dfsbir.crossx import PRESETS, CrossX, CrossXConfig, _Objects
 from dfsbir.data import TOY_CLASSES, read_folder, toy_pairs
 from dfsbir.distillation import load_encoders
 from dfsbir.inversion import EstimatorCollapsed
@@ -25,6 +26,7 @@ SIDE, CLASSES = 16, list(TOY_CLASSES[:4])
 SMALL = dict(device="cpu", photo_size=SIDE, sketch_size=SIDE, width=8, latent=8, strokes=3, pages=2, batch=8, warmup=2, rounds=2, synthesis_steps=1, new_pairs=10, student_steps=2,
              student_batch=8, bank=16, views=2, dim=16, log_every=1, sample_every=2, save_every=3)
 CONFIGS = {"dfsbir": CrossXConfig.preset("dfsbir", **SMALL), "paper": CrossXConfig.preset("paper", **SMALL, guidance="teachers")}
+OPEN = CrossXConfig.preset("open", **SMALL | dict(warmup=0, synthesis_steps=0, sketch_size=12))
 PLAN = CONFIGS["dfsbir"].plan()  # S S, then twice S C T T
 
 
@@ -373,7 +375,8 @@ def test_unknown_names_and_wrong_types_raise():
 
 
 @pytest.mark.parametrize("change", [dict(batch=1), dict(warmup=-1), dict(student_steps=-1), dict(synthesis_steps=-1), dict(new_pairs=0), dict(views=0), dict(pages=0), dict(strokes=0), dict(bank=0),
-                                    dict(sketch_estimator="strokes"), dict(guidance="procedual"), dict(readout="features"), dict(w_class=0.), dict(conditioned=False)], ids=str)
+                                    dict(sketch_estimator="strokes"), dict(guidance="procedual"), dict(readout="features"), dict(w_class=0.), dict(conditioned=False),
+                                    dict(pairs="things"), dict(interpolate=1.1), dict(interpolate=-.1), dict(head_lr=1e-3), dict(w_instance=1.)], ids=str)
 def test_values_out_of_range_raise_before_anything_is_made(change):
     with pytest.raises(ValueError, match=next(iter(change))):
         CrossXConfig.preset("dfsbir", **change)
@@ -389,7 +392,7 @@ def test_presets_are_flat_and_name_real_fields():
 def test_every_weight_is_a_term_and_every_term_is_logged(teachers, tmp_path):
     "All switches on at once; each term is in the log under its name."
     on = {f.name: .1 for f in fields(CrossXConfig) if f.name.startswith("w_")}
-    crossx, run = begin(teachers, replace(CONFIGS["dfsbir"], **on, guidance="teachers"), tmp_path / "run")
+    crossx, run = begin(teachers, replace(CONFIGS["dfsbir"], **on, guidance="teachers", readout="joint"), tmp_path / "run")
     crossx.fit(run, progress=False)
     logged = {k for line in run.metrics() for k in line}
     assert {f"estimator/{k}" for k in crossx.estimator.terms.weights} | {f"student/{k}" for k in crossx.distiller.terms.weights} <= logged
@@ -494,7 +497,7 @@ def check(encoders, dim=16):
         assert z.shape == (3, dim) and torch.allclose(z.norm(dim=1), torch.ones(3), atol=1e-5), m
 
 
-@pytest.mark.parametrize("readout", ["posterior", "feature"])
+@pytest.mark.parametrize("readout", ["posterior", "feature", "joint"])
 @pytest.mark.parametrize("warm", [True, False])
 def test_teachers_of_different_nets_sizes_and_inputs(tmp_path, readout, warm):
     pair = make_teacher(Modality.PHOTO, net="small", size=24), make_teacher(Modality.SKETCH, net="torchvision/squeezenet1_1", normalizer=Normalizer(33, 3, .5, .5, dark_on_light=False))
@@ -600,3 +603,73 @@ def test_two_processes_agree(home):
         check(load_encoders(home / name / "encoders"))
     (first, same), other = (json.loads((home / f"paper{rank}.json").read_text()) for rank in range(2))
     assert first == 5 and same and other == [first, same], "stopped together, and went on as if never stopped"
+
+
+# objects instead of estimates
+
+def test_open_asks_no_estimator(teachers, tmp_path):
+    crossx, run = begin(teachers, OPEN, tmp_path / "run")
+    seen = []
+    encoders = crossx.fit(run, [lambda crossx, action, scalars: seen.append(action)], progress=False)
+    assert seen == ["collect", "teach", "teach"] * 2 and not crossx.estimator.generators
+    check(encoders), check(load_encoders(run.encoders))
+    bank = crossx.bank.pairs
+    assert bank.photo.shape[1:] == (3, SIDE, SIDE) and bank.sketch.shape[1:] == (1, 12, 12) and bank.photo_target.shape == (16, 4)
+    assert sorted(bank.label.tolist()) == sorted(set(bank.label.tolist())), "each object has a number of its own"
+    assert {"student/consistency", "student/instance", "student/total"} <= set(run.metrics()[-1])
+    assert not list(run.samples.iterdir())
+    a, drawn, b = crossx.watch(), torch.get_rng_state(), crossx.watch()
+    assert torch.equal(a.photo, b.photo) and torch.equal(drawn, torch.get_rng_state())
+
+
+def test_open_stopped_at_every_action_equals_an_uninterrupted_run(teachers, tmp_path):
+    crossx, run = begin(teachers, OPEN, tmp_path / "whole")
+    crossx.fit(run, progress=False)
+    whole = result(run)
+    for at in range(len(OPEN.plan())):
+        crossx, run = begin(teachers, OPEN, tmp_path / "run")
+        press_during(crossx, at)
+        with pytest.raises(KeyboardInterrupt):
+            crossx.fit(run, progress=False)
+        torch.rand(5)
+    crossx, run = begin(teachers, OPEN, tmp_path / "run")
+    crossx.fit(run, progress=False)
+    assert_same(result(run), whole)
+
+
+def test_open_obeys_the_data_free_law(teachers, tmp_path):
+    crossx, run = begin(teachers, OPEN, tmp_path / "run")
+    with pytest.raises(DataFreeViolation, match="data-free law holds"):
+        crossx.fit(run, [lambda *_: toy_pairs(4, size=28)], progress=False)
+
+
+def test_interpolate_none_of_the_way_keeps_the_teachers(teachers, tmp_path):
+    "The students move, what is kept does not: its answers are the teachers'."
+    crossx, run = begin(teachers, replace(OPEN, interpolate=0., student_lr=1e-2), tmp_path / "run")
+    encoders = crossx.fit(run, progress=False)
+    for m, t in zip(MODALITIES, teachers):
+        x = torch.rand(5, m.channels, SIDE, SIDE)
+        torch.testing.assert_close(encoders[m].answer(x)[1].exp(), crossx.class_map.posteriors(t(x).logits, m), atol=1e-5, rtol=1e-3)
+        assert (crossx.distiller.students.get_submodule(m).eval().answer(x)[1].exp() - crossx.class_map.posteriors(t(x).logits, m)).abs().max() > 1e-3
+
+
+def test_objects_want_no_estimator_and_no_class():
+    for change, says in ((dict(warmup=5), "in vain: .*found 5 and 0"), (dict(synthesis_steps=2), "in vain"), (dict(w_proxy_anchor=1.), "objects have none")):
+        with pytest.raises(ValueError, match=says):
+            CrossXConfig.preset("open", **change)
+
+
+def test_a_joint_readout_has_room_for_every_class(teachers):
+    crossx = CrossX(*teachers, replace(OPEN, dim=2))
+    assert crossx.distiller.students.photo.readout.frame.shape == (4, 8), "the space grows to what classes and shape need"
+
+
+def test_each_process_draws_objects_of_its_own():
+    def first(rank): return _Objects((SIDE, SIDE), SimpleNamespace(global_rank=rank, device=torch.device("cpu")), seed=0).sample(4)
+    assert torch.equal(first(0).photo, first(0).photo) and not torch.equal(first(0).photo, first(1).photo)
+
+
+def test_open_in_bf16(teachers, tmp_path):
+    crossx, run = begin(teachers, replace(OPEN, precision="bf16-mixed", sketch_size=SIDE), tmp_path / "run")
+    check(crossx.fit(run, progress=False))
+    assert all(v.dtype in (torch.float32, torch.int64) for e in load_encoders(run.encoders).values() for v in e.state_dict().values())

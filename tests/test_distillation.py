@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from dfsbir.core import MODALITIES, Modality, Normalizer, PairBatch, UnsafeCheckpoint, load_state, save_state
-from dfsbir.distillation import (Distiller, FeatureReadout, PosteriorReadout, build_encoder, export_onnx, load_encoder, load_encoders, make_encoder, make_proxies, save_encoders, shift_flip,
-                                 teacher_targets, with_targets)
+from dfsbir.distillation import (Distiller, FeatureReadout, JointReadout, PosteriorReadout, build_encoder, export_onnx, load_encoder, load_encoders, make_encoder, make_proxies, save_encoders,
+                                 shape_axes, shift_flip, teacher_targets, with_targets)
+from dfsbir.guidance import random_objects
 from dfsbir.losses import NonFiniteTerm
 from dfsbir.teachers import Teacher, align_classes, build_net, input_of
 
@@ -131,7 +132,7 @@ def test_a_student_of_another_net_has_that_nets_input(teachers, kind):
 
 
 def test_an_unknown_readout_is_named(teachers):
-    with pytest.raises(ValueError, match="'posterior' or 'feature'; found 'features'"):
+    with pytest.raises(ValueError, match="'posterior', 'feature' or 'joint'; found 'features'"):
         students(teachers, kind="features")
 
 
@@ -163,10 +164,11 @@ WEIGHTS = dict(consistency=1., proxy_anchor=.5, contrast=.5)
 def distiller(teachers, **options):
     torch.manual_seed(1)
     kind = options.pop("kind", "posterior")
-    return Distiller(*students(teachers, kind=kind, warm=kind == "posterior"), WEIGHTS, lr=1e-3, steps=6, **options)
+    more = dict(instance=1.) if kind == "joint" else {}
+    return Distiller(*students(teachers, kind=kind, warm=kind != "feature"), WEIGHTS | more, lr=1e-3, steps=6, **{**(dict(head_lr=1e-2, interpolate=.7) if kind == "joint" else {}), **options})
 
 
-@pytest.mark.parametrize("kind", ["posterior", "feature"])
+@pytest.mark.parametrize("kind", ["posterior", "feature", "joint"])
 def test_resume_is_exact(teachers, tmp_path, kind):
     batch, whole = with_targets(pairs(), teachers, MAP), distiller(teachers, kind=kind)
     for k in range(6):
@@ -226,10 +228,10 @@ def test_terms_have_names(teachers):
 
 @pytest.fixture(scope="module")
 def saved(teachers, tmp_path_factory):
-    "Encoders of both read-outs on disk, taught a little, and what they said."
+    "Encoders of all read-outs on disk, taught a little, and what they said."
     torch.manual_seed(0)
     top, batch, said = tmp_path_factory.mktemp("encoders"), with_targets(pairs(), teachers, MAP), {}
-    for kind in ("posterior", "feature"):
+    for kind in ("posterior", "feature", "joint"):
         d = distiller(teachers, kind=kind)
         for _ in range(2):
             d.step(batch)
@@ -249,7 +251,7 @@ from dfsbir.core import load_state
 from dfsbir.distillation import load_encoders
 top, worst = Path(sys.argv[1]), {}
 known = load_state(top / "said.safetensors")
-for kind in ("posterior", "feature"):
+for kind in ("posterior", "feature", "joint"):
     for m, e in load_encoders(top / kind).items():
         assert not e.training and not any(p.requires_grad for p in e.parameters())
         worst[f"{kind} {m}"] = (e(known[str(m)]) - known[kind][str(m)]).abs().max().item()
@@ -261,7 +263,7 @@ def test_encoders_are_the_same_in_a_fresh_process(saved):
     done = subprocess.run([sys.executable, "-c", FRESH, str(saved)], capture_output=True, text=True, timeout=200)
     assert not done.returncode, done.stderr
     worst, loaded = json.loads(done.stdout.splitlines()[-1])
-    assert len(worst) == 4 and not any(worst.values()), worst
+    assert len(worst) == 6 and not any(worst.values()), worst
     assert not {"dfsbir.inversion", "dfsbir.guidance", "dfsbir.crossx"} & set(loaded), "no training code is needed"
 
 
@@ -273,7 +275,7 @@ def test_a_damaged_encoder_is_named(saved, tmp_path):
         load_encoders(tmp_path / "nothing")
 
 
-@pytest.mark.parametrize("kind, modality", [("posterior", Modality.PHOTO)])
+@pytest.mark.parametrize("kind, modality", [("posterior", Modality.PHOTO), ("joint", Modality.SKETCH)])
 def test_onnx_says_the_same(saved, tmp_path, kind, modality):
     pytest.importorskip("onnxscript"), pytest.importorskip("onnx")
     runtime = pytest.importorskip("onnxruntime")
@@ -284,3 +286,108 @@ def test_onnx_says_the_same(saved, tmp_path, kind, modality):
         x = torch.rand(n, modality.channels, SIDE, SIDE)
         torch.testing.assert_close(torch.from_numpy(session.run(None, {"images": x.numpy()})[0]), encoder(x), atol=1e-4, rtol=0)
     assert [p.name for p in tmp_path.iterdir()] == ["e.onnx"]
+
+
+# the joint read-out
+
+WIDTH = 5
+
+
+def joint(temperature=2., members=MAP.matrix):
+    "Read-outs of both modalities with weights of their own, and features for them."
+    proxies, _ = make_proxies(K, D, seed=3)
+    return proxies, [(JointReadout(WIDTH, members(m), proxies, shape_axes(proxies), temperature), 3 * torch.randn(n, WIDTH)) for m, n in zip(MODALITIES, (4, 6))]
+
+
+def test_joint_readout_is_class_plus_room_times_shape():
+    proxies, ((a, f), (b, g)) = joint()
+    z, y = a(f), b(g)
+    torch.testing.assert_close(z.norm(dim=1), torch.ones(4))
+    for i in range(4):
+        for j in range(6):
+            p, q = a.log_posteriors(f[i:i + 1], 2.).exp()[0], b.log_posteriors(g[j:j + 1], 2.).exp()[0]
+            likeness = F.cosine_similarity(a.shape(f[i]), b.shape(g[j]), dim=0)
+            torch.testing.assert_close(z[i] @ y[j], p @ q + ((1 - p @ p) * (1 - q @ q)).sqrt() * likeness, atol=1e-5, rtol=0)
+
+
+def test_the_temperature_of_a_joint_readout_goes_from_class_to_shape():
+    _, ((a, f), (b, g)) = joint(members=lambda m: torch.eye(K))
+    shape, answers = F.normalize(a.shape(f), dim=1) @ F.normalize(b.shape(g), dim=1).T, a.log_posteriors(f)
+    a.temperature = b.temperature = 1e6
+    assert torch.equal((a(f) @ b(g).T).argsort(1), shape.argsort(1))
+    a.temperature = b.temperature = 1e-6
+    p, q = a.log_posteriors(f, 1e-6).exp(), b.log_posteriors(g, 1e-6).exp()
+    torch.testing.assert_close(a(f) @ b(g).T, p @ q.T, atol=1e-3, rtol=0)
+    assert torch.equal(a.log_posteriors(f), answers), "what it answers does not depend on the balance"
+    assert a(f).isfinite().all()
+
+
+def test_the_shape_part_can_be_had_from_an_embedding():
+    _, ((a, f), _) = joint()
+    torch.testing.assert_close(a.shapes(a(f)), F.normalize(a.shape(f), dim=1))
+    again = torch.randn(4, WIDTH)
+    both = F.normalize(a.shape(f), dim=1) + F.normalize(a.shape(again), dim=1)
+    torch.testing.assert_close(a.shapes(a(f, again)), F.normalize(both, dim=1))
+    torch.testing.assert_close(a(f, again), a(again, f))
+    torch.testing.assert_close(a(f, f), a(f))
+
+
+def test_both_modalities_have_one_frame(teachers):
+    photo, sketch = students(teachers, kind="joint")
+    whole = torch.cat([photo.readout.proxies, photo.readout.frame])
+    torch.testing.assert_close(whole @ whole.T, torch.eye(D), atol=1e-5, rtol=0)
+    assert torch.equal(photo.readout.frame, sketch.readout.frame) and photo.readout.frame.shape == (D - K, D)
+
+
+def test_a_joint_student_starts_with_the_teachers_answers_and_logits(teachers):
+    batch = pairs()
+    for m, e in zip(MODALITIES, students(teachers, kind="joint", temperature=3.)):
+        logits = teachers[m](batch.of(m)).logits
+        torch.testing.assert_close(e.eval().answer(batch.of(m))[1].exp(), MAP.posteriors(logits, m), atol=1e-5, rtol=1e-4)
+        said = e.readout.shape(e.net(e.normalizer(batch.of(m))))[:, :K]
+        torch.testing.assert_close(said, logits @ (MAP.matrix(m) / MAP.matrix(m).sum(0)), atol=1e-5, rtol=1e-4)
+
+
+def test_a_space_without_room_for_shape_is_named(teachers):
+    proxies, slack = make_proxies(K, 5)
+    with pytest.raises(ValueError, match="dim=6 at least; found 5"):
+        make_encoder(teachers[Modality.PHOTO], MAP, proxies, slack[Modality.PHOTO], "joint")
+
+
+def test_shape_is_learned_from_objects_in_a_few_steps(teachers):
+    objects = with_targets(random_objects(24, SIDE), teachers, MAP)
+    d = Distiller(*students(teachers, kind="joint", warm=False), {"instance": 1.}, lr=3e-3, steps=60, head_lr=1e-2)
+    log = [d.step(objects)["instance"] for _ in range(60)]
+    assert sum(log[-10:]) < .8 * sum(log[:10])
+
+
+def test_instance_without_a_shape_is_named(teachers):
+    for kind in ("posterior", "feature"):
+        with pytest.raises(ValueError, match=f"{kind.title()}Readout has none.*joint"):
+            Distiller(*students(teachers, kind=kind), {"instance": 1.})
+
+
+def test_interpolate_runs_from_the_start_to_the_end(teachers):
+    ends, batch = [], with_targets(pairs(), teachers, MAP)
+    for share in (0., .5, 1.):
+        d = distiller(teachers, kind="joint", interpolate=share)
+        start = {m: {k: v.clone() for k, v in getattr(d.students, m).state_dict().items()} for m in MODALITIES}
+        torch.manual_seed(2)
+        for _ in range(3):
+            d.step(batch)
+        ends.append({m: e.state_dict() for m, e in d.encoders().items()})
+    assert all(torch.equal(ends[0][m][k], v) for m in MODALITIES for k, v in start[m].items())
+    assert all(torch.equal(v, getattr(d.averaged, m).state_dict()[k]) for m in MODALITIES for k, v in ends[2][m].items())
+    moved = [k for k, v in ends[2][Modality.PHOTO].items() if not torch.equal(v, ends[0][Modality.PHOTO][k])]
+    assert len(moved) > 5
+    for k in moved:
+        torch.testing.assert_close(ends[1][Modality.PHOTO][k], (ends[0][Modality.PHOTO][k] + ends[2][Modality.PHOTO][k]) / 2)
+
+
+def test_the_readouts_rate_is_the_readouts_alone(teachers):
+    d = distiller(teachers, kind="joint", average=0., interpolate=1.)
+    assert [(len(g["params"]), g["initial_lr"]) for g in d.optimizer.param_groups] == [(sum(1 for e in (d.students.photo, d.students.sketch) for _ in e.net.parameters()), 1e-3), (8, 1e-2)]
+    before = {k: v.clone() for k, v in d.students.photo.named_parameters()}
+    d.step(with_targets(pairs(), teachers, MAP))
+    step = {k: (v - before[k]).abs().max().item() for k, v in d.students.photo.named_parameters()}
+    assert step["readout.shape.weight"] == pytest.approx(1e-2, rel=.01) and max(v for k, v in step.items() if k.startswith("net")) == pytest.approx(1e-3, rel=.01)

@@ -9,7 +9,7 @@ from torchvision.utils import save_image
 
 from dfsbir.core import MODALITIES, DataFreeViolation, Modality, Normalizer, PairBatch, data_free, make_fabric
 from dfsbir.data import TOY_CLASSES, BrokenImage, toy_pairs
-from dfsbir.guidance import Guide, Objective, make_guide, random_drawings, random_photos, share_right, shared_logits
+from dfsbir.guidance import Guide, Objective, make_guide, random_drawings, random_objects, random_photos, share_right, shared_logits
 from dfsbir.inversion import PairEstimator, PixelGenerator, StrokeGenerator
 from dfsbir.losses import Terms
 from dfsbir.teachers import Teacher, align_classes, build_net, input_of, train_teacher
@@ -330,3 +330,40 @@ def test_a_very_large_folder_is_sampled_evenly(tmp_path):
 def test_a_torchvision_teacher_can_guide():
     nets = {m: Teacher(build_net("torchvision", "resnet18", 4), CLASSES, input_of("torchvision", SIDE), m) for m in MODALITIES}
     assert make_guide("teachers", nets)(torch.rand(2, 3, SIDE, SIDE)).isfinite().all()
+
+
+# things that have no name
+
+@pytest.mark.parametrize("size, parts", [(24, 1), (33, 2), (48, 5)])
+def test_objects_are_canonical_pairs(size, parts):
+    made = random_objects(7, size, parts)
+    assert made.photo.shape == (7, 3, size, size) and made.sketch.shape == (7, 1, size, size) and made.label.tolist() == list(range(7)) and made.photo_target is None
+    for x in (made.photo, made.sketch):
+        assert x.isfinite().all() and x.min() >= 0 and x.max() <= 1 and not x.requires_grad
+
+
+def test_objects_come_from_the_global_random_numbers():
+    def made(seed): torch.manual_seed(seed); return random_objects(4, 24)
+    a, b, c = made(1), made(1), made(2)
+    assert torch.equal(a.photo, b.photo) and torch.equal(a.sketch, b.sketch)
+    assert not torch.equal(a.photo, c.photo) and not torch.equal(a.sketch, c.sketch)
+
+
+def test_objects_look_like_photos_and_drawings():
+    made = random_objects(100)
+    assert share_right(make_guide("procedural"), made.photo, made.sketch) > .9
+    ink = (1 - made.sketch).mean((1, 2, 3))
+    assert .02 < ink.mean() < .4 and (ink > .005).float().mean() > .95, "lines on paper, and hardly ever an empty one"
+    assert (made.photo[0] - made.photo[1]).abs().mean() > .05
+
+
+def test_photo_and_drawing_of_an_object_share_outlines():
+    "Edges of a photo, blurred, against the ink of all drawings: its own comes first much more often than one time in fifty."
+    made = random_objects(50, 48)
+    x = F.avg_pool2d(made.photo, 3, 1)
+    edges = ((x[..., 1:, :-1] - x[..., :-1, :-1]) ** 2 + (x[..., :-1, 1:] - x[..., :-1, :-1]) ** 2).sum(1, keepdim=True).sqrt()
+    def seen(x): x = F.adaptive_avg_pool2d(x, 12).flatten(1); return F.normalize(x - x.mean(1, keepdim=True), dim=1)
+    likeness = seen(edges) @ seen(1 - made.sketch).T
+    own, others = likeness.diag(), likeness[~torch.eye(50, dtype=torch.bool)]
+    assert own.mean() > others.mean() + .2
+    assert (likeness.argmax(1) == torch.arange(50)).float().mean() > .2

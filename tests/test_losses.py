@@ -10,7 +10,7 @@ from torch import nn
 from dfsbir import losses
 from dfsbir.core import Modality, load_state, save_state
 from dfsbir.losses import (DAFL_WEIGHTS, NonFiniteTerm, QueueContrast, Terms, activation_loss, adversarial_loss, align_loss, bn_prior_loss, class_balance_loss,
-                           consistency_loss, diversity_loss, log_posteriors, modality_loss, one_hot_loss, proxy_anchor_loss, total_variation)
+                           consistency_loss, diversity_loss, instance_loss, log_posteriors, modality_loss, one_hot_loss, proxy_anchor_loss, total_variation)
 
 C, N, D = 5, 12, 7
 
@@ -33,6 +33,7 @@ BY_LOGITS = {
     "consistency": lambda z: consistency_loss(z, torch.full(z.shape, 1 / C)),
     "activation": activation_loss,
     "queue": lambda z: QueueContrast(C, 16)(z, z.flip(0)),
+    "instance": lambda z: instance_loss(z, z.flip(1)),
     "diversity": lambda z: diversity_loss(rows(3, len(z)), z, torch.zeros(len(z), dtype=torch.long)),
 }
 
@@ -97,7 +98,7 @@ def test_analytic_gradient_equals_finite_differences(name):
 @pytest.mark.parametrize("n", [1, 2])
 def test_batches_of_one_and_two(n):
     z = rows(n=n).requires_grad_()
-    for name in set(BY_LOGITS) - ({"diversity"} if n == 1 else set()):
+    for name in set(BY_LOGITS) - ({"diversity", "instance"} if n == 1 else set()):
         loss = BY_LOGITS[name](z)
         assert loss.isfinite(), name
 
@@ -347,3 +348,36 @@ def test_terms_refuse_misspelling_missing_and_senseless_weights():
 def test_every_public_loss_has_a_docstring():
     for name in losses.__all__:
         if callable(getattr(losses, name)): assert getattr(losses, name).__doc__, name
+
+
+# own pairs within the batch
+
+def test_instance_loss_against_a_slow_loop():
+    h, g = rows(1), rows(2)
+    score = [[F.cosine_similarity(a, b, dim=0).item() / .2 for b in g] for a in h]
+    own = sum(score[i][i] - math.log(sum(math.exp(s) for s in score[i])) for i in range(N))
+    back = sum(score[i][i] - math.log(sum(math.exp(score[j][i]) for j in range(N))) for i in range(N))
+    assert instance_loss(h, g, .2).item() == pytest.approx(-(own + back) / (2 * N), rel=1e-5)
+
+
+def test_instance_loss_from_nothing_told_apart_to_everything():
+    assert instance_loss(torch.ones(N, C), torch.ones(N, C)).item() == pytest.approx(math.log(N))
+    assert instance_loss(torch.eye(N), torch.eye(N)) < 1e-3
+    assert instance_loss(torch.eye(N), torch.eye(N).roll(1, 0)) > 9  # sure, and wrong
+
+
+def test_instance_loss_treats_both_modalities_alike():
+    h, g = rows(1).requires_grad_(), rows(2).requires_grad_()
+    torch.testing.assert_close(instance_loss(h, g), instance_loss(g, h))
+    torch.testing.assert_close(instance_loss(3 * h, g / 7), instance_loss(h, g))  # any length
+    instance_loss(h, g).backward()
+    assert (h.grad.norm(dim=1) > 0).all() and (g.grad.norm(dim=1) > 0).all()
+    with torch.no_grad():
+        assert instance_loss(h - h.grad, g - g.grad) < instance_loss(h, g)
+
+
+def test_instance_loss_wants_pairs():
+    with pytest.raises(ValueError, match="two pairs at least"):
+        instance_loss(rows(n=1), rows(n=1))
+    with pytest.raises(ValueError, match="sketch has shape"):
+        instance_loss(rows(), rows(n=3))

@@ -78,10 +78,6 @@ def tiles(rows,           # lists of images (C,H,W) in [0,1], or tensors (n,C,H,
     return fig
 
 # %% ../nbs/12_explore.ipynb #fffc4bc6
-def _teachers_of(path):
-    "Where a run's two teachers are: in its folder, or beside it."
-    return next((f / "teachers" for f in (path, path.parent) if (f / "teachers" / "photo.safetensors").is_file()), None)
-
 class Run:
     "A finished run on disk: teachers, generators, encoders, pictures and numbers; nothing in the folder is changed."
     def __init__(self,
@@ -98,7 +94,7 @@ class Run:
 
     @cached_property
     def teachers(self):
-        folder = _teachers_of(self.path)
+        folder = next((f / "teachers" for f in (self.path, self.path.parent) if (f / "teachers" / "photo.safetensors").is_file()), None)
         if folder is None: raise FileNotFoundError(f"{self.path} has no folder teachers/: keep both there, save_teacher(teacher, run.path / 'teachers' / 'photo.safetensors') and sketch.safetensors")
         return {m: load_teacher(folder / f"{m}.safetensors") for m in MODALITIES}
 
@@ -141,10 +137,10 @@ def tiny_run(folder,                      # made if absent; a tiny run that lies
     return Run(folder)
 
 def find_runs(home) -> dict[str, Run]:  # a run, or a folder with runs anywhere below
-    "Finished runs with teachers and estimators by name, in alphabetical order."
+    "Finished runs with estimators by name, in alphabetical order."
     home = Path(home)
     found = sorted(p.parent.parent for p in home.glob("**/encoders/photo.safetensors"))
-    return {str(p.relative_to(home)) if p != home else home.name: Run(p) for p in found if (p / "config.json").is_file() and _teachers_of(p) and Run(p).config.pairs == "estimates"}
+    return {str(p.relative_to(home)) if p != home else home.name: Run(p) for p in found if (p / "config.json").is_file() and Run(p).config.pairs == "estimates"}
 
 # %% ../nbs/12_explore.ipynb #45d8652c
 @torch.no_grad()

@@ -370,7 +370,7 @@ class FineGrainedConfig:
         return cls(**{**FINE_PRESETS[name], **changes})
 
 _INTRA = dict(w_photo=.5, w_sketch=.5)
-_STRONG = _INTRA | dict(ema=.998)
+_STRONG = _INTRA | dict(ema=.999)
 FINE_PRESETS = {
     "triplet": {},                                                # Triplet-SN: cross-modal triplets alone
     "triplet-intra": _INTRA,
@@ -688,8 +688,8 @@ class FineGrained:
 
     @torch.no_grad()
     def _blend(self):
-        "theta_ema <- beta theta_ema + (1 - beta) theta; beta grows, so that the start is soon forgotten: about the last fifth of the steps counts until it is `ema`."
-        beta = min(self.config.ema, (1 + self.step_number) / (6 + self.step_number))
+        "theta_ema <- beta theta_ema + (1 - beta) theta; beta grows, so that the start is soon forgotten: about the last half of the steps counts until it is `ema`."
+        beta = min(self.config.ema, (1 + self.step_number) / (3 + self.step_number))
         for k, v in self.encoder.state_dict().items():
             if v.is_floating_point(): self.average[k].lerp_(v, 1 - beta)
             else: self.average[k].copy_(v)

@@ -412,7 +412,7 @@ def test_averaging_is_what_it_says(toy):
     average = {k: v.clone() for k, v in strong.encoder.state_dict().items()}
     for step in range(1, 9):
         plain.step(), strong.step()
-        beta = min(.6, (1 + step) / (6 + step))
+        beta = min(.6, (1 + step) / (3 + step))
         average = {k: beta * v + (1 - beta) * strong.encoder.state_dict()[k] for k, v in average.items()}
     own = strong.encoder.state_dict()
     assert all(torch.equal(v, own[k]) for k, v in plain.encoder.state_dict().items())

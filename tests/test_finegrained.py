@@ -534,10 +534,10 @@ def test_figures(teacher, toy):
 def test_the_experiment(tmp_path, root):
     "A tiny full run: teacher, student, results, report."
     changes = json.dumps({"size": 28, "channels": 1, "backbone_args": json.dumps(SMALL), "batch": 6, "unlabelled_batch": 8, "k": 3, "epochs": 2, "epoch_steps": 2})
-    def papermill(**parameters):
+    def papermill(notebook="finegrained.ipynb", **parameters):
         words = [w for k, v in parameters.items() for w in ("-r" if isinstance(v, str) else "-p", k, str(v))]
         env = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")} | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-        return subprocess.run([sys.executable, "-m", "papermill", str(root / "nbs" / "experiments" / "finegrained.ipynb"), "out.ipynb", "--no-progress-bar", *words], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600)
+        return subprocess.run([sys.executable, "-m", "papermill", str(root / "nbs" / "experiments" / notebook), "out.ipynb", "--no-progress-bar", *words], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600)
     tiny = dict(toy_images=20, toy_test=12, toy_unlabelled=12, changes=changes, teacher_changes='{"epochs": 1}', unseen="held-out", shared="kept", run_folder="runs/full")
     done = papermill(**tiny)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -547,3 +547,7 @@ def test_the_experiment(tmp_path, root):
     summary, kept = json.loads((run / "summary.json").read_text()), list((tmp_path / "kept").iterdir())
     assert len(summary["reports"]["last"]["ranks"]) == 12 and len(kept) == 1 and kept[0].name.startswith("teacher-toy-0-")
     assert "data:image/png;base64" in (run / "report.html").read_text()
+    done = papermill("finegrained_report.ipynb", studies="runs", sensitivities="")
+    assert done.returncode == 0, done.stderr[-3000:]
+    said = (tmp_path / "out.ipynb").read_text()
+    assert "| full |" in said and "not run" in said

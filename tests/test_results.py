@@ -12,9 +12,17 @@ SEEDS = {"toy": 3, "pacs": 3}
 METHODS = {"random", "teacher-features", "teacher-logits", "teacher-posteriors", "crossx-paper", "crossx-dfsbir", "data-dependent"}
 
 
-@pytest.mark.parametrize("dataset", ["toy", "pacs"])
-def test_readme_shows_the_table_of_results(dataset):
-    assert str(results_table(RESULTS, dataset)) in (ROOT / "README.md").read_text(encoding="utf-8"), f"README's {dataset} table is not results_table({RESULTS.name!r}, {dataset!r})"
+FINE = ("qmul-shoes", "qmul-chairs")
+TABLES = [(d, ("mAP@all", "Prec@100", "Prec@200"), None) for d in ("toy", "toy/unseen", "pacs")] + [(d, ("Acc@1", "Acc@5", "Acc@10"), "") for d in FINE]
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda t: t[0])
+def test_readme_shows_the_table_of_results(table):
+    assert str(results_table(RESULTS, *table)) in (ROOT / "README.md").read_text(encoding="utf-8"), f"README's {table[0]} table is not results_table({RESULTS.name!r}, {', '.join(map(repr, table))})"
+
+
+def test_a_dataset_of_the_results_is_not_forgotten():
+    assert {r["dataset"] for r in read_results(RESULTS)} <= {d for d, *_ in TABLES} | {f"{d}/unseen" for d in FINE}
 
 
 @pytest.mark.parametrize("dataset", ["toy", "pacs"])
@@ -37,3 +45,32 @@ def test_what_the_results_must_show(dataset):
     assert ours >= mean(of["teacher-posteriors", ""])
     assert ours >= mean(of["teacher-features", ""]) + .1
     assert all(ours >= .95 * mean(v) for (method, _), v in of.items() if method == "data-dependent")
+
+
+@pytest.mark.parametrize("dataset", FINE)
+def test_the_fine_grained_methods_have_three_seeds(dataset):
+    seeds = defaultdict(set)
+    for row in read_results(RESULTS):
+        if row["dataset"] in (dataset, f"{dataset}/unseen"):
+            seeds[row["dataset"], row["method"], row["variant"], row["metric"]].add(row["seed"])
+    assert {(dataset, m, "", k) for m in ("triplet", "triplet-intra", "strong", "full") for k in ("Acc@1", "Acc@10")} <= set(seeds)
+    assert all(s == {0, 1, 2} for s in seeds.values())
+
+
+@pytest.mark.parametrize("dataset", ["qmul-shoes", "qmul-chairs"])
+def test_what_the_fine_grained_results_must_show(dataset):
+    of = defaultdict(list)
+    for row in read_results(RESULTS):
+        if row["dataset"] == dataset and row["metric"] == "Acc@1" and not row["variant"]:
+            of[row["method"]].append(row["value"])
+    assert mean(of["full"]) >= 1.15 * mean(of["triplet"])
+
+
+def test_what_the_unseen_classes_must_show():
+    "The space for open classes is at least a tenth better than the best read-out of the teachers."
+    of = defaultdict(list)
+    for row in read_results(RESULTS):
+        if row["dataset"] == "toy/unseen" and row["metric"] == "mAP@all":
+            of[row["method"], row["variant"]].append(row["value"])
+    best = max(mean(v) for (method, _), v in of.items() if method.startswith("teacher-"))
+    assert mean(of["crossx-dfsbir", "open"]) >= 1.1 * best

@@ -12,7 +12,7 @@ SEEDS = {"toy": 3, "pacs": 3}
 METHODS = {"random", "teacher-features", "teacher-logits", "teacher-posteriors", "crossx-paper", "crossx-dfsbir", "data-dependent"}
 
 
-FINE = ("qmul-shoes", "qmul-chairs")
+FINE = ("qmul-shoes", "qmul-chairs", "toy-instance")
 TABLES = [(d, ("mAP@all", "Prec@100", "Prec@200"), None) for d in ("toy", "toy/unseen", "pacs")] + [(d, ("Acc@1", "Acc@5", "Acc@10"), "") for d in FINE]
 
 

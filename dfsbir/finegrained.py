@@ -782,7 +782,7 @@ def stability(runs: dict) -> plt.Figure:  # name -> run.metrics()
             if points := [(m["step"], m[key]) for m in lines if key in m]: ax.plot(*zip(*points), color=f"C{i}", **style)
         last = max(m["step"] for m in lines)
     ax.axvspan(last - last // 3 + .5, last, color=".93", zorder=0)
-    ax.set(xlabel="epoch", ylabel="Acc@1"), ax.legend(frameon=False, fontsize=7, loc="upper left"), ax.spines[["top", "right"]].set_visible(False)
+    ax.set(xlabel="epoch", ylabel="Acc@1"), ax.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, .5)), ax.spines[["top", "right"]].set_visible(False)
     plt.close(fig)
     return fig
 

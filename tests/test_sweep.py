@@ -267,3 +267,16 @@ def test_its_report(swept, tmp_path):
     assert f"{of['ci/unseen', 'crossx-dfsbir', ''] / best:.2f} times the best read-out" in said
     assert f"all classes: {of['ci-overlap/all', 'crossx-dfsbir', '60%']:.3f} (1 seed) at 60%" in said
     assert {"methods_ci.png", "ablation_ci_crossx-dfsbir.png", "unseen_ci.png", "overlap.png"} <= {p.name for p in (tmp_path / "pictures").iterdir()}
+
+
+def test_the_papers_figures(tmp_path):
+    "Every picture is drawn from a few steps, and drawn again from what was kept."
+    given = {"toy_images": 60, "toy_test": 40, "teacher_net": "tiny", "steps": 4, "batch": 20}
+    words = [w for k, v in {**given, "figures": "pictures"}.items() for w in ("-r" if isinstance(v, str) else "-p", k, str(v))]
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-m", "papermill", ROOT / "nbs" / "experiments" / "figures.ipynb", "out.ipynb", "--no-progress-bar", *words], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr[-3000:]
+        said = "\n".join("".join(out.get("data", {}).get("text/markdown", "")) for cell in json.loads((tmp_path / "out.ipynb").read_text())["cells"] for out in cell.get("outputs", []))
+        assert "Both teachers name one class on" in said and "| guided |" in said and "| adversarial |" in said and "cold start: mAP@all" in said
+    assert {p.stem for p in (tmp_path / "pictures").glob("*.png")} == {"aligned", "guided", "adversarial", "steps", "retrievals"}
+    assert {p.name for p in (tmp_path / "runs" / "figures").iterdir()} == {"teachers", "unaligned", "aligned", "unguided", "guided", "plain", "adversarial", "cold", "warm"}

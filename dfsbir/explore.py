@@ -353,8 +353,8 @@ def measured(run: Run) -> float | None:
     "The run's mAP@all in results.csv of its folder, or of the run that it lies in; None where it was not measured."
     for home, preset in ((run.path, run.parameters.get("preset")), (run.path.parent, run.path.name)):
         if (home / "results.csv").is_file():
-            method = f"crossx-{'dfsbir' if preset == 'both' else preset}"  # of two presets the first lies in the run's own folder
-            found = [r["value"] for r in read_results(home / "results.csv") if (r["method"], r["variant"], r["metric"]) == (method, "", "mAP@all")]
+            key = ("crossx-paper", "") if preset == "paper" else ("crossx-dfsbir", "open" if preset == "open" else "")  # of two presets the first lies in the run's own folder
+            found = [r["value"] for r in read_results(home / "results.csv") if (r["method"], r["variant"], r["metric"]) == (*key, "mAP@all")]
             if found: return found[-1]
 
 def compare_runs(first: Run, second: Run) -> Picture:

@@ -103,6 +103,17 @@ def test_what_it_shows(first):
         assert what in said, what
 
 
+def test_the_preset_for_unseen_classes(tmp_path, env):
+    "Students of objects without a name: no estimators to look at, a row with its variant, and no ceiling."
+    done = papermill(tmp_path, env, **{**TINY, "preset": "open", "changes": json.dumps({"new_pairs": 20, "student_steps": 3, "bank": 20, "student_batch": 10, "log_every": 1})}, run_folder="runs/open")
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = read_results(tmp_path / "runs" / "open" / "results.csv")
+    assert ("crossx-dfsbir", "open") in {(r["method"], r["variant"]) for r in rows} and "data-dependent" not in {r["method"] for r in rows}
+    said = "\n".join(texts(tmp_path / "out.ipynb"))
+    assert "objects without a name" in said and "none for this preset" in said
+    assert load_encoders(tmp_path / "runs" / "open" / "encoders")["photo"].card["readout"]["kind"] == "joint"
+
+
 def test_it_continues(first, env):
     "The same run folder again: nothing is trained anew, the same numbers, no row twice."
     cwd, _ = first

@@ -360,11 +360,11 @@ class PairEstimator:
         self.warmup, self.batch, self.floor, self.patience, self.step = warmup, batch, floor, patience, 0
         self.generators = {Modality.PHOTO: photo, Modality.SKETCH: sketch}
         self.random, self.diversity = torch.Generator().manual_seed(seed + 100003 * fabric.global_rank), {}
-        self._nets, self._optimisers, self._rates = {}, {}, {}
+        self._nets, self.optimisers, self.rates = {}, {}, {}
         for m, rate in zip(MODALITIES, lr):
             optimiser = torch.optim.Adam(self.generators[m].groups(rate, batch), betas=(.9, .99))
-            self._nets[m], self._optimisers[m] = fabric.setup(self.generators[m], optimiser)
-            self._rates[m] = [g["lr"] for g in optimiser.param_groups]
+            self._nets[m], self.optimisers[m] = fabric.setup(self.generators[m], optimiser)
+            self.rates[m] = [g["lr"] for g in optimiser.param_groups]
 
     @property
     def classes(self): return self.generators[Modality.PHOTO].classes
@@ -392,14 +392,14 @@ def _one_step(self: PairEstimator):
     scale = min(1., (self.step + 1) / 20) * (.05 + .95 * .5 * (1 + math.cos(math.pi * progress)))
     for m in MODALITIES:
         self.generators[m].train().anneal(progress)
-        for group, rate in zip(self._optimisers[m].param_groups, self._rates[m]): group["lr"] = rate * scale
+        for group, rate in zip(self.optimisers[m].param_groups, self.rates[m]): group["lr"] = rate * scale
     noise, label = self.deal(self.batch)
     batch = PairBatch(*(self._nets[m](noise, label if self.classes else None) for m in MODALITIES), label)
     if self.classify: batch.label = self.classify(batch)
     with self.fabric.autocast(): loss = self.terms(self.objective(batch, noise))
-    for m in MODALITIES: self._optimisers[m].zero_grad()
+    for m in MODALITIES: self.optimisers[m].zero_grad()
     self.fabric.backward(loss)
-    for m in MODALITIES: self._optimisers[m].step()
+    for m in MODALITIES: self.optimisers[m].step()
     self.step += 1
     if self.step % self.patience == 0: self._look(batch)
 
@@ -429,7 +429,7 @@ PairEstimator._one_step, PairEstimator.synthesize, PairEstimator.sample = _one_s
 def _state_dict(self: PairEstimator):
     "Everything the next step depends on, except the teachers and the global seed."
     return {"step": self.step, "random": self.random.get_state(), "diversity": dict(self.diversity),
-            **{m.value: {"generator": self.generators[m].state_dict(), "optimiser": self._optimisers[m].state_dict()} for m in MODALITIES}}
+            **{m.value: {"generator": self.generators[m].state_dict(), "optimiser": self.optimisers[m].state_dict()} for m in MODALITIES}}
 
 def _load_state_dict(self: PairEstimator, state):
     "Puts back what `state_dict` gave."
@@ -437,6 +437,6 @@ def _load_state_dict(self: PairEstimator, state):
     self.random.set_state(state["random"])
     for m in MODALITIES:
         self.generators[m].load_state_dict(state[m.value]["generator"])
-        self._optimisers[m].load_state_dict(state[m.value]["optimiser"])
+        self.optimisers[m].load_state_dict(state[m.value]["optimiser"])
 
 PairEstimator.state_dict, PairEstimator.load_state_dict = _state_dict, _load_state_dict

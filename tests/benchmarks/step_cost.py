@@ -103,7 +103,7 @@ def measure(args, precision):
             with clock("guidance"): judged.backward()
         for m in MODALITIES:
             with clock(f"{m} generator backward"): fabric.backward(pictures[m].square().mean())
-            estimator._optimisers[m].zero_grad()
+            estimator.optimisers[m].zero_grad()
         # parts of the student step
         pairs = crossx.bank.sample(args.student_batch).to(device)
         with fabric.autocast(), clock("students forward"): (ep, lp), (es, ls) = crossx.distiller.students(pairs.photo, pairs.sketch)

@@ -1,4 +1,6 @@
 """What README and results say is what the runs wrote."""
+import ast
+import json
 from collections import defaultdict
 from statistics import mean
 
@@ -76,3 +78,13 @@ def test_what_the_unseen_classes_must_show():
             of[row["method"], row["variant"]].append(row["value"])
     best = max(mean(v) for (method, _), v in of.items() if method.startswith("teacher-"))
     assert mean(of["crossx-dfsbir", "open"]) >= 1.1 * best
+
+
+def test_the_index_shows_the_tables_of_results():
+    "The outputs that stay in index.ipynb are those of today's results.csv."
+    cells = [c for c in json.loads((ROOT / "nbs" / "index.ipynb").read_text(encoding="utf-8"))["cells"] if "".join(c["source"]).startswith("results_table(")]
+    shown = {"".join(c["source"]): "".join(c["outputs"][0]["data"]["text/markdown"]) for c in cells}
+    assert len(shown) >= 5
+    for source, table in shown.items():
+        _, *given = ast.literal_eval(source.removeprefix("results_table"))
+        assert table == str(results_table(RESULTS, *given)), f"{source} in index.ipynb is out of date: run the notebook anew"

@@ -71,7 +71,9 @@ class CrossXConfig:
     pairs: str = "estimates"         # what they learn from: "estimates", or "objects" that have no name
     warm_start: bool = True          # copies of the teachers; False: fresh nets
     student_net: str = ""            # "source/name"; empty: the teacher's architecture
-    readout: str = "posterior"       # or "feature", "joint"
+    readout: str = "posterior"       # or "feature", "joint", "layers"
+    layers: str = ""                 # "layers": names of modules of the teachers' net, with commas between them
+    student_size: int = 0            # side of the students' input, px; 0: the teachers'
     temperature: float = .7          # of the read-out's posterior, or of the cosine; "joint": higher leaves more room to shape
     dim: int = 64                    # of the metric space
     mirror: bool = True              # encoders embed an image together with its mirror image, at twice the work
@@ -107,12 +109,15 @@ class CrossXConfig:
         low = {"batch": 2, "student_batch": 2, "warmup": 0, "rounds": 0, "bank": 2, "latent": 8, "synthesis_steps": 0, "new_pairs": 1, "student_steps": 0, "views": 1, "strokes": 1, "pages": 1, "log_every": 1, "sample_every": 1, "save_every": 1}
         for k, v in low.items():
             if getattr(self, k) < v: raise ValueError(f"{k} is at least {v}; found {getattr(self, k)}")
-        for k, known in (("sketch_estimator", ("stroke", "pixel")), ("readout", ("posterior", "feature", "joint")), ("pairs", ("estimates", "objects")), ("guidance", Guide.SOURCES)):
+        for k, known in (("sketch_estimator", ("stroke", "pixel")), ("readout", ("posterior", "feature", "joint", "layers")), ("pairs", ("estimates", "objects")), ("guidance", Guide.SOURCES)):
             if getattr(self, k) not in known: raise ValueError(f"{k} is one of {known}; found {getattr(self, k)!r}")
         if self.conditioned and not self.w_class: raise ValueError("a conditioned estimator wants w_class above 0, else nothing ties its pictures to the class it was told")
         if not 0 <= self.interpolate <= 1: raise ValueError(f"interpolate runs from 0, the students' start, to 1, their end; found {self.interpolate}")
+        if bool(self.layers) != (self.readout == "layers"): raise ValueError(f"readout='layers' wants the names of layers, and no other read-out does; found readout={self.readout!r}, layers={self.layers!r}")
+        if self.readout == "layers" and self.pairs != "objects": raise ValueError("the layers read-out is settled on objects that have no name: it wants pairs='objects'")
+        if self.student_size < 0: raise ValueError(f"student_size is the side of an input in pixels, or 0 for the teachers'; found {self.student_size}")
         if self.head_lr and self.readout == "posterior": raise ValueError("the posterior read-out has no weights of its own, so head_lr would do nothing: set it to 0, or take another readout")
-        if self.w_instance and self.readout != "joint": raise ValueError(f"w_instance teaches shape, of which the {self.readout} read-out has none: take readout='joint', or set it to 0")
+        if self.w_instance and self.readout not in ("joint", "layers"): raise ValueError(f"w_instance teaches shape, of which the {self.readout} read-out has none: take readout='joint', or set it to 0")
         if self.pairs == "objects":
             if self.warmup or self.synthesis_steps: raise ValueError(f"pairs='objects' asks no estimator, so its steps would be in vain: set warmup and synthesis_steps to 0; found {self.warmup} and {self.synthesis_steps}")
             if self.w_proxy_anchor: raise ValueError("w_proxy_anchor wants the class of each pair, and objects have none: set it to 0, or take pairs='estimates'")
@@ -185,8 +190,9 @@ class CrossX:
         K = len(self.class_map.classes)
         if c.pairs == "estimates" and c.conditioned and c.w_diversity and c.batch < 2 * K:
             raise ValueError(f"{K} shared classes want a batch of at least {2 * K}, for diversity compares two pictures of one class; found batch={c.batch}")
-        proxies, slack = make_proxies(K, max(c.dim, K + 2, 2 * K if c.readout == "joint" else 0), c.seed)
-        self.distiller = Distiller(*(make_encoder(self.teachers[m], self.class_map, proxies, slack[m], c.readout, c.temperature, c.warm_start, c.mirror, c.student_net or None) for m in MODALITIES),
+        proxies, slack = make_proxies(K, max(c.dim, K + 2, 2 * K if c.readout in ("joint", "layers") else 0), c.seed)
+        self.distiller = Distiller(*(make_encoder(self.teachers[m], self.class_map, proxies, slack[m], c.readout, c.temperature, c.warm_start, c.mirror, c.student_net or None,
+                                                  [k.strip() for k in c.layers.split(",") if k.strip()], c.student_size) for m in MODALITIES),
                                    c.weights(Distiller.TERMS), c.student_lr, c.plan().count("teach"), c.average, self.fabric, c.head_lr, c.interpolate)
         allowed = self.allowed = (c.guidance_photos, c.guidance_sketches) if c.guidance == "folders" else ()
         with data_free(allowed): self.guide = make_guide(c.guidance, self.teachers, c.seed, allowed).to(self.fabric.device) if c.w_modality else None
@@ -232,8 +238,9 @@ class CrossX:
             keep = torch.where(torch.rand(len(pairs)) < c.mix, .5 + .5 * torch.rand(len(pairs)), torch.ones(len(pairs))).to(pairs.photo)[:, None, None, None]
             blend = PairBatch(*(keep * pairs.of(m) + (1 - keep) * other.of(m) for m in MODALITIES), pairs.label)
             if c.w_consistency:
-                with self.fabric.autocast(): blend = with_targets(blend, self.teachers, self.class_map, c.views, 1. if c.readout == "joint" else c.temperature)
+                with self.fabric.autocast(): blend = with_targets(blend, self.teachers, self.class_map, c.views, 1. if c.readout in ("joint", "layers") else c.temperature)
             self.bank.add(blend)
+        if c.readout == "layers": self.distiller.settle(self.bank.all())
 
     def act(self, action: str) -> dict[str, float]:  # -> scalars for the log
         "One action of the plan."

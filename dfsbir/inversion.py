@@ -318,7 +318,14 @@ class ReplayBank:
                device="cpu"):         # where the batch is wanted
         "A batch of pairs, images float in [0,1]."
         if not len(self): raise ValueError("the bank is empty: add pairs before sampling")
-        batch = self.pairs[torch.randint(len(self), (n,), generator=self.random)].to(device)
+        return self._opened(self.pairs[torch.randint(len(self), (n,), generator=self.random)].to(device))
+
+    def all(self) -> PairBatch:  # on the CPU
+        "Every pair once, images float in [0,1]."
+        return self._opened(self.pairs[:])
+
+    @staticmethod
+    def _opened(batch):
         batch.photo, batch.sketch = batch.photo.float() / 255, batch.sketch.float() / 255
         return batch
 

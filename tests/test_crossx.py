@@ -673,3 +673,26 @@ def test_open_in_bf16(teachers, tmp_path):
     crossx, run = begin(teachers, replace(OPEN, precision="bf16-mixed", sketch_size=SIDE), tmp_path / "run")
     check(crossx.fit(run, progress=False))
     assert all(v.dtype in (torch.float32, torch.int64) for e in load_encoders(run.encoders).values() for v in e.state_dict().values())
+
+
+LAYERED = dict(readout="layers", layers="blocks.0.bn1, blocks.0.bn2", student_size=24, student_steps=0, w_instance=0., w_consistency=0., head_lr=0., interpolate=1., dim=16)
+
+
+def test_layers_are_settled_on_objects_and_nothing_is_taught(teachers, tmp_path):
+    config = replace(OPEN, **LAYERED)
+    crossx, run = begin(teachers, config, tmp_path / "run")
+    encoders = crossx.fit(run, progress=False)
+    check(encoders)
+    for m, e in encoders.items():
+        assert e.readout.shape.mean.abs().sum() > 0 and e.normalizer.size == 24
+        torch.testing.assert_close(load_encoders(run.encoders)[m].readout.shape.mean, e.readout.shape.mean)
+        before = {k: v for k, v in crossx.teachers[m].net.state_dict().items() if not k.startswith("fc")}
+        assert all(torch.equal(v, before[k]) for k, v in e.net.net.state_dict().items()), "the teacher's net as it was"
+
+
+def test_layers_want_names_and_objects():
+    for change, says in ((dict(layers=""), "wants the names of layers"), (dict(readout="joint"), "no other read-out does"), (dict(student_size=-1), "side of an input")):
+        with pytest.raises(ValueError, match=says):
+            CrossXConfig.preset("open", **{**LAYERED, **change})
+    with pytest.raises(ValueError, match="wants pairs='objects'"):
+        CrossXConfig.preset("dfsbir", **{**LAYERED, "student_steps": 5})

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dfsbir.core import MODALITIES, Modality, Normalizer, PairBatch, UnsafeCheckpoint, load_state, save_state
+from dfsbir.core import MODALITIES, Modality, Normalizer, PairBatch, UnsafeCheckpoint, capture, load_state, save_state
 from dfsbir.distillation import (Distiller, FeatureReadout, JointReadout, PosteriorReadout, build_encoder, export_onnx, load_encoder, load_encoders, make_encoder, make_proxies, save_encoders,
                                  shape_axes, shift_flip, teacher_targets, with_targets)
 from dfsbir.guidance import random_objects
@@ -132,7 +132,7 @@ def test_a_student_of_another_net_has_that_nets_input(teachers, kind):
 
 
 def test_an_unknown_readout_is_named(teachers):
-    with pytest.raises(ValueError, match="'posterior', 'feature' or 'joint'; found 'features'"):
+    with pytest.raises(ValueError, match="'posterior', 'feature', 'joint' or 'layers'; found 'features'"):
         students(teachers, kind="features")
 
 
@@ -224,6 +224,13 @@ def test_terms_have_names(teachers):
         distiller(teachers).step(pairs())
 
 
+LAYERS = ["blocks.0.bn1", "blocks.0.bn2"]
+
+
+def layered(teachers, **options):
+    return Distiller(*students(teachers, **{**dict(kind="layers", temperature=2., layers=LAYERS, mirror=True), **options}), {}, steps=0)
+
+
 # files
 
 @pytest.fixture(scope="module")
@@ -231,10 +238,14 @@ def saved(teachers, tmp_path_factory):
     "Encoders of all read-outs on disk, taught a little, and what they said."
     torch.manual_seed(0)
     top, batch, said = tmp_path_factory.mktemp("encoders"), with_targets(pairs(), teachers, MAP), {}
-    for kind in ("posterior", "feature", "joint"):
-        d = distiller(teachers, kind=kind)
-        for _ in range(2):
-            d.step(batch)
+    for kind in ("posterior", "feature", "joint", "layers"):
+        if kind == "layers":
+            d = layered(teachers)
+            d.settle(batch)
+        else:
+            d = distiller(teachers, kind=kind)
+            for _ in range(2):
+                d.step(batch)
         encoders = d.encoders()
         save_encoders(top / kind, encoders, run="a run")
         with torch.no_grad():
@@ -251,7 +262,7 @@ from dfsbir.core import load_state
 from dfsbir.distillation import load_encoders
 top, worst = Path(sys.argv[1]), {}
 known = load_state(top / "said.safetensors")
-for kind in ("posterior", "feature", "joint"):
+for kind in ("posterior", "feature", "joint", "layers"):
     for m, e in load_encoders(top / kind).items():
         assert not e.training and not any(p.requires_grad for p in e.parameters())
         worst[f"{kind} {m}"] = (e(known[str(m)]) - known[kind][str(m)]).abs().max().item()
@@ -263,7 +274,7 @@ def test_encoders_are_the_same_in_a_fresh_process(saved):
     done = subprocess.run([sys.executable, "-c", FRESH, str(saved)], capture_output=True, text=True, timeout=200)
     assert not done.returncode, done.stderr
     worst, loaded = json.loads(done.stdout.splitlines()[-1])
-    assert len(worst) == 6 and not any(worst.values()), worst
+    assert len(worst) == 8 and not any(worst.values()), worst
     assert not {"dfsbir.inversion", "dfsbir.guidance", "dfsbir.crossx"} & set(loaded), "no training code is needed"
 
 
@@ -275,7 +286,7 @@ def test_a_damaged_encoder_is_named(saved, tmp_path):
         load_encoders(tmp_path / "nothing")
 
 
-@pytest.mark.parametrize("kind, modality", [("posterior", Modality.PHOTO), ("joint", Modality.SKETCH)])
+@pytest.mark.parametrize("kind, modality", [("posterior", Modality.PHOTO), ("joint", Modality.SKETCH), ("layers", Modality.PHOTO)])
 def test_onnx_says_the_same(saved, tmp_path, kind, modality):
     pytest.importorskip("onnxscript"), pytest.importorskip("onnx")
     runtime = pytest.importorskip("onnxruntime")
@@ -391,3 +402,49 @@ def test_the_readouts_rate_is_the_readouts_alone(teachers):
     d.step(with_targets(pairs(), teachers, MAP))
     step = {k: (v - before[k]).abs().max().item() for k, v in d.students.photo.named_parameters()}
     assert step["readout.shape.weight"] == pytest.approx(1e-2, rel=.01) and max(v for k, v in step.items() if k.startswith("net")) == pytest.approx(1e-3, rel=.01)
+
+
+# the read-out of layers
+
+def test_layers_against_a_slow_loop(teachers):
+    "Shape is each inner channel's mean, against the mean and deviation of the objects, each layer of unit length, on axes that both modalities share."
+    d, objects, images = layered(teachers, mirror=False, size=24), random_objects(30, SIDE), pairs()
+    d.settle(objects)
+    encoders = d.encoders()
+    assert torch.equal(encoders[Modality.PHOTO].readout.shape.axes, encoders[Modality.SKETCH].readout.shape.axes)
+    for m, e in encoders.items():
+        assert e.normalizer.size == 24 and teachers[m].normalizer.size == SIDE
+        def inner(x):
+            with torch.no_grad(), capture({k: teachers[m].net.get_submodule(k) for k in LAYERS}) as heard:
+                logits = teachers[m].net(e.normalizer(x))
+            return logits, [heard[k].mean((2, 3)) for k in LAYERS]
+        _, known = inner(objects.of(m))
+        logits, found = inner(images.of(m))
+        parts = []
+        for k, v in zip(known, found):
+            parts.append((v - k.mean(0)) / k.std(0, correction=0))
+        deviation = torch.cat([k.std(0, correction=0) for k in known])
+        z = [p * (k.std(0, correction=0) / (k.std(0, correction=0) + .01 * deviation.mean())) for p, k in zip(parts, known)]
+        shape = F.normalize(torch.cat([F.normalize(v.clamp(-4, 4), dim=1) for v in z], 1) @ e.readout.shape.axes, dim=1)
+        p = MAP.posteriors(logits, m, 2.)
+        wanted = p @ e.readout.proxies + (1 - p.square().sum(1, keepdim=True)).sqrt() * (shape @ e.readout.frame)
+        torch.testing.assert_close(e(images.of(m)), wanted, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(e.answer(images.of(m))[1].exp(), MAP.posteriors(logits, m))
+
+
+def test_layers_that_cannot_be_heard_or_compared(teachers):
+    with pytest.raises(ValueError, match="no layers .'block.0.bn1'.*near.*blocks.0.bn1"):
+        layered(teachers, layers=["block.0.bn1"])
+    with pytest.raises(ValueError, match="the name of one at least"):
+        layered(teachers, layers=[])
+    with pytest.raises(ValueError, match="'fc' gives no map|no layers"):
+        layered(teachers, layers=["blocks.0", "fc"])
+    with pytest.raises(ValueError, match="wants warm=True"):
+        layered(teachers, warm=False)
+    other = Teacher(build_net("dfsbir", "small", len(SKETCH)), SKETCH, input_of("dfsbir", SIDE), Modality.SKETCH, card=dict(source="dfsbir", name="small"))
+    with pytest.raises(ValueError, match="channel by channel.*one architecture"):
+        layered({Modality.PHOTO: teachers[Modality.PHOTO], Modality.SKETCH: other}, layers=["blocks.0.bn1"])
+    proxies, slack = make_proxies(K, 64)
+    with pytest.raises(ValueError, match="values of inner layers fill no 61 axes"):
+        make_encoder(teachers[Modality.PHOTO], MAP, proxies, slack[Modality.PHOTO], "layers", layers=["blocks.0.bn1"])
+    assert not any(m._forward_hooks for t in teachers.values() for m in t.net.modules()), "nothing stays behind"

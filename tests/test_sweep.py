@@ -264,7 +264,7 @@ def test_its_report(swept, tmp_path):
     assert f"crossx-dfsbir has {ours:.3f} (1 seed)" in said and "nothing: no rows yet" in said and "not measured: uni-modal, averaging-weights, meta-data, alternative-data" in said
     assert f"no batch-norm prior {of['ci', 'crossx-dfsbir', 'no batch-norm prior'] - ours:+.3f} (1 seed)" in said
     best = max(of["ci/unseen", m, v] for m, v in READOUTS)
-    assert f"{of['ci/unseen', 'crossx-dfsbir', ''] / best:.2f} times the best read-out" in said
+    assert f"{of['ci/unseen', 'crossx-dfsbir', ''] / best:.3f} times the best read-out" in said
     assert f"all classes: {of['ci-overlap/all', 'crossx-dfsbir', '60%']:.3f} (1 seed) at 60%" in said
     assert {"methods_ci.png", "ablation_ci_crossx-dfsbir.png", "unseen_ci.png", "overlap.png"} <= {p.name for p in (tmp_path / "pictures").iterdir()}
 

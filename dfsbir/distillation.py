@@ -231,10 +231,9 @@ def _start_layers(readout: LayersReadout, teacher: Teacher):
     readout.shape.axes.copy_(torch.linalg.qr(torch.randn(*readout.shape.axes.shape, generator=torch.Generator().manual_seed(0)))[0])
 
 def _listen(net: nn.Module, layers, card: dict, normalizer: Normalizer, modality: Modality) -> tuple[nn.Module, dict]:
-    "The net with its inner layers heard, and the card with how wide each of them is."
-    net = InnerLayers(net, layers)
-    normalizer = copy.deepcopy(normalizer).cpu()
-    with torch.no_grad(): _, *heard = copy.deepcopy(net).cpu().eval().parts(normalizer(torch.zeros(1, modality.channels, normalizer.size, normalizer.size)))
+    "The net (a copy of one's own) with its inner layers heard, and the card with how wide each of them is."
+    net = InnerLayers(net, layers).cpu().eval()
+    with torch.no_grad(): _, *heard = net.parts(normalizer.cpu()(torch.zeros(1, modality.channels, normalizer.size, normalizer.size)))
     inner, room = [v.shape[1] for v in heard], card["readout"]["dim"] - len(card["classes"])
     if room > sum(inner): raise ValueError(f"{sum(inner)} values of inner layers fill no {room} axes of shape: name more layers, or a smaller dim")
     return net, {**card, "readout": {**card["readout"], "layers": list(layers), "inner": inner}}

@@ -420,11 +420,8 @@ def test_layers_against_a_slow_loop(teachers):
             return logits, [heard[k].mean((2, 3)) for k in LAYERS]
         _, known = inner(objects.of(m))
         logits, found = inner(images.of(m))
-        parts = []
-        for k, v in zip(known, found):
-            parts.append((v - k.mean(0)) / k.std(0, correction=0))
-        deviation = torch.cat([k.std(0, correction=0) for k in known])
-        z = [p * (k.std(0, correction=0) / (k.std(0, correction=0) + .01 * deviation.mean())) for p, k in zip(parts, known)]
+        floor = .01 * torch.cat([k.std(0, correction=0) for k in known]).mean()
+        z = [(v - k.mean(0)) / (k.std(0, correction=0) + floor) for k, v in zip(known, found)]
         shape = F.normalize(torch.cat([F.normalize(v.clamp(-4, 4), dim=1) for v in z], 1) @ e.readout.shape.axes, dim=1)
         p = MAP.posteriors(logits, m, 2.)
         wanted = p @ e.readout.proxies + (1 - p.square().sum(1, keepdim=True)).sqrt() * (shape @ e.readout.frame)
@@ -437,7 +434,7 @@ def test_layers_that_cannot_be_heard_or_compared(teachers):
         layered(teachers, layers=["block.0.bn1"])
     with pytest.raises(ValueError, match="the name of one at least"):
         layered(teachers, layers=[])
-    with pytest.raises(ValueError, match="'fc' gives no map|no layers"):
+    with pytest.raises(ValueError, match="'fc' gives no map"):
         layered(teachers, layers=["blocks.0", "fc"])
     with pytest.raises(ValueError, match="wants warm=True"):
         layered(teachers, warm=False)

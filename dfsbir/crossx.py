@@ -73,6 +73,7 @@ class CrossXConfig:
     student_net: str = ""            # "source/name"; empty: the teacher's architecture
     readout: str = "posterior"       # or "feature", "joint", "layers"
     layers: str = ""                 # "layers": names of modules of the teachers' net, with commas between them
+    layers_memory: float = 0.        # "layers": so far, in [0,1], their centre lies from the objects towards what the teachers' batch norms remember
     student_size: int = 0            # side of the students' input, px; 0: the teachers'
     temperature: float = .7          # of the read-out's posterior, or of the cosine; "joint": higher leaves more room to shape
     dim: int = 64                    # of the metric space
@@ -114,6 +115,7 @@ class CrossXConfig:
         if self.conditioned and not self.w_class: raise ValueError("a conditioned estimator wants w_class above 0, else nothing ties its pictures to the class it was told")
         if not 0 <= self.interpolate <= 1: raise ValueError(f"interpolate runs from 0, the students' start, to 1, their end; found {self.interpolate}")
         if bool(self.layers) != (self.readout == "layers"): raise ValueError(f"readout='layers' wants the names of layers, and no other read-out does; found readout={self.readout!r}, layers={self.layers!r}")
+        if not 0 <= self.layers_memory <= 1 or (self.layers_memory and not self.layers): raise ValueError(f"layers_memory runs from 0 to 1, and is 0 without readout='layers'; found {self.layers_memory} with readout={self.readout!r}")
         if self.readout == "layers" and self.pairs != "objects": raise ValueError("the layers read-out is settled on objects that have no name: it wants pairs='objects'")
         if self.student_size < 0: raise ValueError(f"student_size is the side of an input in pixels, or 0 for the teachers'; found {self.student_size}")
         if self.head_lr and self.readout == "posterior": raise ValueError("the posterior read-out has no weights of its own, so head_lr would do nothing: set it to 0, or take another readout")
@@ -240,7 +242,7 @@ class CrossX:
             if c.w_consistency:
                 with self.fabric.autocast(): blend = with_targets(blend, self.teachers, self.class_map, c.views, 1. if c.readout in ("joint", "layers") else c.temperature)
             self.bank.add(blend)
-        if c.readout == "layers": self.distiller.settle(self.bank.all())
+        if c.readout == "layers": self.distiller.settle(self.bank.all(), c.layers_memory)
 
     def act(self, action: str) -> dict[str, float]:  # -> scalars for the log
         "One action of the plan."

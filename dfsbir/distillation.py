@@ -135,16 +135,24 @@ class InnerLayers(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # (N,C,H,W) -> (N, D and the width of each layer)
         return torch.cat([v.float() for v in self.parts(x)], 1)
 
+    def memory(self) -> Tensor:  # (the layers' widths together,)
+        "What the layers said of the training images on average; only batch norms know it, for it is their bias."
+        found = {k: self.net.get_submodule(k) for k in self.layers}
+        if other := {k: type(m).__name__ for k, m in found.items() if type(m) not in (nn.BatchNorm2d, nn.SyncBatchNorm) or not m.affine}:
+            raise ValueError(f"only a plain batch norm remembers what it said on average; found {other}: name batch norms, or set memory (layers_memory in a config) to 0")
+        return torch.cat([m.bias.detach() for m in found.values()])
+
 class _Standardised(nn.Module):
-    "Inner layers, each value against its mean and deviation, each layer counting alike, on axes of shape."
+    "Inner layers, each value against its mean and deviation, each layer counting alike, on axes of shape (where all of them fit, as they are)."
     def __init__(self, inner: list, dim: int):
         super().__init__()
         self.inner = list(inner)
-        for k, v in (("mean", torch.zeros(sum(inner))), ("scale", torch.ones(sum(inner))), ("axes", torch.zeros(sum(inner), dim))): self.register_buffer(k, v)
+        for k, v in (("mean", torch.zeros(sum(inner))), ("scale", torch.ones(sum(inner))), ("axes", torch.zeros(sum(inner), dim) if dim < sum(inner) else None)): self.register_buffer(k, v)
 
     def forward(self, x: Tensor) -> Tensor:  # (N, at least sum(inner)) -> (N,dim)
-        z = ((x[:, -len(self.mean):] - self.mean) / self.scale).clamp(-4, 4)
-        return torch.cat([F.normalize(v, dim=1) for v in z.split(self.inner, 1)], 1) @ self.axes
+        z = ((x[:, -len(self.mean):] - self.mean) / self.scale).clamp(-8, 8)
+        z = torch.cat([F.normalize(v, dim=1) for v in z.split(self.inner, 1)], 1)
+        return z if self.axes is None else z @ self.axes
 
 class LayersReadout(JointReadout):
     "A joint read-out whose shape is what inner layers say, against what they say of objects without a name."
@@ -228,7 +236,7 @@ def _start_joint(readout: JointReadout, teacher: Teacher):
 def _start_layers(readout: LayersReadout, teacher: Teacher):
     "Head from the teacher's last layer; the same random axes for both modalities, so that a channel of one net is compared with that channel of the other."
     _start_head(readout, teacher)
-    readout.shape.axes.copy_(torch.linalg.qr(torch.randn(*readout.shape.axes.shape, generator=torch.Generator().manual_seed(0)))[0])
+    if readout.shape.axes is not None: readout.shape.axes.copy_(torch.linalg.qr(torch.randn(*readout.shape.axes.shape, generator=torch.Generator().manual_seed(0)))[0])
 
 def _listen(net: nn.Module, layers, card: dict, normalizer: Normalizer, modality: Modality) -> tuple[nn.Module, dict]:
     "The net (a copy of one's own) with its inner layers heard, and the card with how wide each of them is."
@@ -368,14 +376,16 @@ class Distiller:
         return self.terms.log()
 
     @torch.no_grad()
-    def settle(self, batch: PairBatch,  # images that neither teacher has a name for
-               size: int = 64):         # images at a time
-        "Mean and deviation of the inner layers of a layers read-out, over these images of every process."
+    def settle(self, batch: PairBatch,     # images that neither teacher has a name for
+               memory: float = 0.,         # so far, in [0,1], the centre lies from their mean towards what the teachers' batch norms remember of the training
+               size: int = 64):            # images at a time
+        "Centre and deviation of the inner layers of a layers read-out, over these images of every process."
         for m in MODALITIES:
             encoder = getattr(self.averaged, m)
             values = torch.cat([encoder.net(encoder.normalizer(x.to(self.fabric.device))).float()[:, -len(encoder.readout.shape.mean):] for x in batch.of(m).split(size)])
-            mean, square = (self.fabric.all_reduce(v, reduce_op="mean") for v in (values.mean(0), values.square().mean(0)))
-            deviation = (square - mean.square()).clamp_min(0).sqrt()
+            mean = self.fabric.all_reduce(values.mean(0), reduce_op="mean")
+            deviation = self.fabric.all_reduce((values - mean).square().mean(0), reduce_op="mean").sqrt()
+            if memory: mean = mean.lerp(encoder.net.memory(), memory)
             for students in (self.averaged, self.students):
                 shape = getattr(students, m).readout.shape
                 shape.mean.copy_(mean), shape.scale.copy_(deviation + .01 * deviation.mean())  # a channel that never moves says nothing

@@ -675,7 +675,7 @@ def test_open_in_bf16(teachers, tmp_path):
     assert all(v.dtype in (torch.float32, torch.int64) for e in load_encoders(run.encoders).values() for v in e.state_dict().values())
 
 
-LAYERED = dict(readout="layers", layers="blocks.0.bn1, blocks.0.bn2", student_size=24, student_steps=0, w_instance=0., w_consistency=0., head_lr=0., interpolate=1., dim=16)
+LAYERED = dict(readout="layers", layers="blocks.0.bn1, blocks.0.bn2", layers_memory=.2, student_size=24, student_steps=0, w_instance=0., w_consistency=0., head_lr=0., interpolate=1., dim=16)
 
 
 def test_layers_are_settled_on_objects_and_nothing_is_taught(teachers, tmp_path):
@@ -691,7 +691,7 @@ def test_layers_are_settled_on_objects_and_nothing_is_taught(teachers, tmp_path)
 
 
 def test_layers_want_names_and_objects():
-    for change, says in ((dict(layers=""), "wants the names of layers"), (dict(readout="joint"), "no other read-out does"), (dict(student_size=-1), "side of an input")):
+    for change, says in ((dict(layers=""), "wants the names of layers"), (dict(layers_memory=1.5), "from 0 to 1"), (dict(layers="", readout="joint"), "is 0 without readout='layers'"), (dict(readout="joint"), "no other read-out does"), (dict(student_size=-1), "side of an input")):
         with pytest.raises(ValueError, match=says):
             CrossXConfig.preset("open", **{**LAYERED, **change})
     with pytest.raises(ValueError, match="wants pairs='objects'"):

@@ -1,4 +1,5 @@
 """What the distillation notebook should not hold: read-outs against slow loops, encoders in a fresh process, ONNX, exact resume, students of other nets."""
+import copy
 import json
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from dfsbir.core import MODALITIES, Modality, Normalizer, PairBatch, UnsafeCheckpoint, capture, load_state, save_state
-from dfsbir.distillation import (Distiller, FeatureReadout, JointReadout, PosteriorReadout, build_encoder, export_onnx, load_encoder, load_encoders, make_encoder, make_proxies, save_encoders,
+from dfsbir.distillation import (Distiller, FeatureReadout, InnerLayers, JointReadout, PosteriorReadout, build_encoder, export_onnx, load_encoder, load_encoders, make_encoder, make_proxies, save_encoders,
                                  shape_axes, shift_flip, teacher_targets, with_targets)
 from dfsbir.guidance import random_objects
 from dfsbir.losses import NonFiniteTerm
@@ -35,8 +36,8 @@ def teachers():
     return {m: Teacher(build_net("dfsbir", "tiny", len(names)), names, input_of("dfsbir", SIDE), m, card=dict(source="dfsbir", name="tiny")) for m, names in zip(MODALITIES, (PHOTO, SKETCH))}
 
 
-def students(teachers, **options):
-    proxies, slack = make_proxies(K, D)
+def students(teachers, dim=D, **options):
+    proxies, slack = make_proxies(K, dim)
     return [make_encoder(teachers[m], MAP, proxies, slack[m], **options) for m in MODALITIES]
 
 
@@ -406,12 +407,20 @@ def test_the_readouts_rate_is_the_readouts_alone(teachers):
 
 # the read-out of layers
 
-def test_layers_against_a_slow_loop(teachers):
-    "Shape is each inner channel's mean, against the mean and deviation of the objects, each layer of unit length, on axes that both modalities share."
-    d, objects, images = layered(teachers, mirror=False, size=24), random_objects(30, SIDE), pairs()
-    d.settle(objects)
+@pytest.mark.parametrize("memory, dim", [(0., D), (.3, D), (.3, 32 + K)])  # two layers of 16: with 32 axes of shape all of them fit
+def test_layers_against_a_slow_loop(teachers, memory, dim):
+    """Shape is each inner channel's mean, against the deviation of the objects and a centre between their mean and the batch norm's bias, each layer of unit length,
+    on axes that both modalities share."""
+    teachers = copy.deepcopy(teachers)
+    for t in teachers.values():
+        for k in LAYERS:
+            nn.init.normal_(t.net.get_submodule(k).bias)
+    d, objects, images = layered(teachers, mirror=False, size=24, dim=dim), random_objects(30, SIDE), pairs()
+    d.settle(objects, memory)
     encoders = d.encoders()
-    assert torch.equal(encoders[Modality.PHOTO].readout.shape.axes, encoders[Modality.SKETCH].readout.shape.axes)
+    axes = encoders[Modality.PHOTO].readout.shape.axes
+    if dim == D: assert torch.equal(axes, encoders[Modality.SKETCH].readout.shape.axes)
+    else: assert axes is None and encoders[Modality.SKETCH].readout.shape.axes is None
     for m, e in encoders.items():
         assert e.normalizer.size == 24 and teachers[m].normalizer.size == SIDE
         def inner(x):
@@ -421,12 +430,25 @@ def test_layers_against_a_slow_loop(teachers):
         _, known = inner(objects.of(m))
         logits, found = inner(images.of(m))
         floor = .01 * torch.cat([k.std(0, correction=0) for k in known]).mean()
-        z = [(v - k.mean(0)) / (k.std(0, correction=0) + floor) for k, v in zip(known, found)]
-        shape = F.normalize(torch.cat([F.normalize(v.clamp(-4, 4), dim=1) for v in z], 1) @ e.readout.shape.axes, dim=1)
+        centre = [(1 - memory) * v.mean(0) + memory * teachers[m].net.get_submodule(k).bias.detach() for k, v in zip(LAYERS, known)]
+        z = [(v - c) / (k.std(0, correction=0) + floor) for c, k, v in zip(centre, known, found)]
+        shape = F.normalize(torch.cat([F.normalize(v.clamp(-8, 8), dim=1) for v in z], 1) @ (torch.eye(32) if axes is None else axes), dim=1)
         p = MAP.posteriors(logits, m, 2.)
         wanted = p @ e.readout.proxies + (1 - p.square().sum(1, keepdim=True)).sqrt() * (shape @ e.readout.frame)
         torch.testing.assert_close(e(images.of(m)), wanted, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(e.answer(images.of(m))[1].exp(), MAP.posteriors(logits, m))
+
+
+def test_what_a_batch_norm_says_on_average_is_its_bias(teachers):
+    "memory() is the mean of the layer's answers over the images whose statistics it keeps, at their size."
+    net = copy.deepcopy(teachers[Modality.SKETCH].net)
+    layer, x = net.get_submodule(LAYERS[0]), torch.rand(16, 3, SIDE, SIDE)
+    nn.init.normal_(layer.bias)
+    with torch.no_grad(), capture({LAYERS[0]: layer}) as heard:
+        net.train()(x)
+    torch.testing.assert_close(InnerLayers(net, LAYERS[:1]).memory(), heard[LAYERS[0]].mean((0, 2, 3)), atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="only a plain batch norm.*Conv2d.*layers_memory"):
+        layered(teachers, layers=["blocks.0.one", "blocks.0.bn2"]).settle(pairs(), memory=.5)
 
 
 def test_layers_that_cannot_be_heard_or_compared(teachers):

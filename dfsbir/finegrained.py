@@ -528,15 +528,15 @@ class _Towers(nn.Module):
         self.to_shared = nn.ModuleDict({m: nn.ModuleList(nn.Linear(self._width(e), dim) for _ in range(2)) for m, e in encoders.items()})
 
     @staticmethod
-    def _width(e): return e.card["readout"]["width"] if e.card["readout"]["kind"] == "feature" else e.net.get_submodule(e.card["head"]).in_features
+    def _width(e): return e.net.get_submodule(e.card["head"]).in_features if e.card["readout"]["kind"] == "posterior" else e.card["readout"]["width"]
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # canonical: three channels are a photo, one is a sketch
         m = Modality.PHOTO if x.shape[1] == 3 else Modality.SKETCH
         e = self.nets[m]
-        if e.card["readout"]["kind"] == "feature": f = e.net(e.normalizer(x))
-        else:
+        if e.card["readout"]["kind"] == "posterior":
             with capture({"head": e.net.get_submodule(e.card["head"])}, "input") as heard: e.net(e.normalizer(x))
             f = heard["head"]
+        else: f = e.net(e.normalizer(x))[:, :e.card["readout"]["width"]]  # what inner layers say comes after the features
         return tuple(read(f.flatten(1)) for read in self.to_shared[m])
 
 class BridgedEncoder(FineEncoder):

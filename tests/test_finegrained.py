@@ -493,12 +493,12 @@ def crossx_encoders(folder, kind):
 
     classes = ["cup", "fish", "house"]
     class_map, (proxies, slack) = align_classes(classes, classes), make_proxies(3, 8)
-    encoders = {m: make_encoder(Teacher(build_net("dfsbir", "tiny", 3), classes, input_of("dfsbir", 28), m, card=dict(source="dfsbir", name="tiny")), class_map, proxies, slack[m], kind) for m in module.MODALITIES}
+    encoders = {m: make_encoder(Teacher(build_net("dfsbir", "tiny", 3), classes, input_of("dfsbir", 28), m, card=dict(source="dfsbir", name="tiny")), class_map, proxies, slack[m], kind, layers=["blocks.0.bn1"] if kind == "layers" else []) for m in module.MODALITIES}
     save_encoders(folder, encoders)
     return encoders
 
 
-@pytest.mark.parametrize("kind", ("posterior", "feature"))
+@pytest.mark.parametrize("kind", ("posterior", "feature", "joint", "layers"))
 def test_the_bridge(tmp_path, kind, toy):
     encoders = crossx_encoders(tmp_path / "crossx", kind)
     config = FineGrainedConfig.preset("triplet-intra", **TINY)

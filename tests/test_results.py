@@ -24,7 +24,7 @@ def test_readme_shows_the_table_of_results(table):
 
 
 def test_a_dataset_of_the_results_is_not_forgotten():
-    assert {r["dataset"] for r in read_results(RESULTS)} <= {d for d, *_ in TABLES} | {f"{d}/unseen" for d in FINE} | {"qmul-chairs-short", "pacs5", "pacs5/unseen", "toy32", "toy32/unseen", "toy32-accuracy"} | {f"toy32-overlap{part}" for part in ("", "/all", "/photo-only", "/sketch-only")}  # sensitivities, switches, overlaps: in the reports
+    assert {r["dataset"] for r in read_results(RESULTS)} <= {d for d, *_ in TABLES} | {f"{d}/unseen" for d in FINE} | {"qmul-chairs-short", "pacs5", "pacs5/unseen", "pacs5-pairs", "pacs5-pairs/unseen", "pacs-imagenet", "toy32", "toy32/unseen", "toy32-accuracy", "toy32-architectures"} | {f"toy32-overlap{part}" for part in ("", "/all", "/photo-only", "/sketch-only")} | {"pacs-imagenet/all", "pacs-imagenet/photo-only", "pacs-imagenet/sketch-only"}  # sensitivities, switches, overlaps: in the reports
 
 
 @pytest.mark.parametrize("dataset", ["toy", "pacs"])

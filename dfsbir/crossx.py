@@ -196,6 +196,7 @@ class CrossX:
         self.distiller = Distiller(*(make_encoder(self.teachers[m], self.class_map, proxies, slack[m], c.readout, c.temperature, c.warm_start, c.mirror, c.student_net or None,
                                                   [k.strip() for k in c.layers.split(",") if k.strip()], c.student_size) for m in MODALITIES),
                                    c.weights(Distiller.TERMS), c.student_lr, c.plan().count("teach"), c.average, self.fabric, c.head_lr, c.interpolate)
+        if c.layers_memory: [getattr(self.distiller.averaged, m).net.memory() for m in MODALITIES]  # what cannot be had fails now, not after the objects are drawn
         allowed = self.allowed = (c.guidance_photos, c.guidance_sketches) if c.guidance == "folders" else ()
         with data_free(allowed): self.guide = make_guide(c.guidance, self.teachers, c.seed, allowed).to(self.fabric.device) if c.w_modality else None
         self.estimator = self._estimator(K) if c.pairs == "estimates" else self._objects()

@@ -690,6 +690,11 @@ def test_layers_are_settled_on_objects_and_nothing_is_taught(teachers, tmp_path)
         assert all(torch.equal(v, before[k]) for k, v in e.net.net.state_dict().items()), "the teacher's net as it was"
 
 
+def test_layers_without_a_memory_fail_at_once(teachers, tmp_path):
+    with pytest.raises(ValueError, match="only a plain batch norm.*Conv2d"):
+        begin(teachers, replace(OPEN, **LAYERED | dict(layers="blocks.0.one, blocks.0.bn2")), tmp_path / "run")
+
+
 def test_layers_want_names_and_objects():
     for change, says in ((dict(layers=""), "wants the names of layers"), (dict(layers_memory=1.5), "from 0 to 1"), (dict(layers="", readout="joint"), "is 0 without readout='layers'"), (dict(readout="joint"), "no other read-out does"), (dict(student_size=-1), "side of an input")):
         with pytest.raises(ValueError, match=says):

@@ -174,7 +174,7 @@ def _add_teacher(commands):
     p.add_argument("data", metavar="FOLDER", help="folder of class folders with training images; 'toy' for the embedded toy set")
     p.add_argument("out", metavar="FILE.safetensors", help="file to write")
     p.add_argument("--test", metavar="FOLDER", help="images to measure the accuracy on, after training; 'toy' for the toy set's test images")
-    p.add_argument("--net", default="small", help="small, tiny, or SOURCE/NAME with SOURCE torchvision, timm or efficientnet-lite (default: %(default)s)")
+    p.add_argument("--net", default="small", help="small, grey, tiny, or SOURCE/NAME with SOURCE torchvision, timm or efficientnet-lite (default: %(default)s)")
     p.add_argument("--pretrained", action="store_true", help="start from the source's ImageNet weights")
     p.add_argument("--size", type=int, default=64, help="side of its input, px (default: %(default)s)")
     p.add_argument("--epochs", type=int, default=10, help="passes over the images (default: %(default)s)")

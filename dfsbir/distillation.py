@@ -263,11 +263,12 @@ def make_encoder(teacher: Teacher,
         raise ValueError("this teacher's net cannot be rebuilt by name (it came as a module or a program): name a student net, for instance net='dfsbir/small', with warm=False (student_net and warm_start in a config)")
     source, _, name = (net or f"{teacher.card['source']}/{teacher.card['name']}").partition("/")
     recipe = {"source": source, "name": name, "classes": len(teacher.classes)}
-    normalizer = copy.deepcopy(teacher.normalizer) if net is None else input_of(source, teacher.normalizer.size)
+    fresh = None if warm else build_net(**recipe)
+    normalizer = copy.deepcopy(teacher.normalizer) if net is None else input_of(source, teacher.normalizer.size, fresh)
     normalizer.size = size or normalizer.size
     if kind == "layers" and not warm: raise ValueError("a read-out of layers says what the teacher's own layers say: it wants warm=True (warm_start in a config)")
     if kind in ("joint", "layers") and proxies.shape[1] < 2 * len(proxies): raise ValueError(f"a {kind} read-out wants as much room for shape as for {len(proxies)} classes, dim={2 * len(proxies)} at least; found {proxies.shape[1]}")
-    start = teacher if warm else Teacher(build_net(**recipe), teacher.classes, normalizer, teacher.modality)
+    start = teacher if warm else Teacher(fresh, teacher.classes, normalizer, teacher.modality)
     card = {"modality": str(teacher.modality), "net": recipe, "head": start.head, "input": normalizer.card(), "classes": list(class_map.classes), "mirror": mirror,
             "readout": {"kind": kind, "temperature": temperature, "dim": proxies.shape[1], "width": len(teacher.classes) if kind == "posterior" else start.dim}}
     headless = start.net if kind == "posterior" else _headless(copy.deepcopy(start.net), start.head)

@@ -323,14 +323,14 @@ def _adopt(net: nn.Module, weights: dict):
     net.load_state_dict({k: v for k, v in weights.items() if k in own and own[k].shape == v.shape}, strict=False)
 
 def build_net(source: str,               # "dfsbir", "torchvision", "timm" or "efficientnet-lite"
-              name: str,                 # "small", "resnet18", "lite0"...
+              name: str,                 # "small", "grey", "resnet18", "lite0"...
               classes: int,              # number of outputs
               pretrained: bool = False) -> nn.Module:  # start from the source's ImageNet weights
     "A classifier by name, so that a card can bring it back."
     if source == "dfsbir":
-        widths = {"small": (16, 32, 64, 128), "tiny": (8, 16)}
-        if name not in widths or pretrained: raise ValueError(f"dfsbir has the nets {list(widths)}, without pretrained weights; found {name!r}, pretrained={pretrained}")
-        return SmallNet(classes, widths[name])
+        nets = {"small": ((16, 32, 64, 128), 3), "grey": ((16, 32, 64, 128), 1), "tiny": ((8, 16), 3)}
+        if name not in nets or pretrained: raise ValueError(f"dfsbir has the nets {list(nets)}, without pretrained weights; found {name!r}, pretrained={pretrained}")
+        return SmallNet(classes, *nets[name])
     if source == "torchvision":
         import torchvision
         net = torchvision.models.get_model(name, weights=None, num_classes=classes)
@@ -342,10 +342,13 @@ def build_net(source: str,               # "dfsbir", "torchvision", "timm" or "e
     if source == "efficientnet-lite": return _lite(name, classes, pretrained)
     raise ValueError(f"nets come from dfsbir, torchvision, timm or efficientnet-lite; found source={source!r}")
 
-def input_of(source: str | None, size: int) -> Normalizer:
-    "The input that a source's nets expect at `size` px: ImageNet's mean and deviation for torchvision and most of timm, one half for the rest."
+def input_of(source: str | None,
+             size: int,                      # side, px
+             net: nn.Module | None = None) -> Normalizer:  # its first convolution says whether images are grey; None: they have three channels
+    "The input that a source's nets expect: ImageNet's mean and deviation for torchvision and most of timm, one half for the rest."
     half = source not in ("torchvision", "timm")
-    return Normalizer(size, 3, *(((0.5,) * 3,) * 2 if half else ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))))
+    first = next((m for m in net.modules() if isinstance(m, nn.Conv2d)), None) if net is not None else None
+    return Normalizer(size, 1 if first is not None and first.in_channels == 1 else 3, *(((0.5,) * 3,) * 2 if half else ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))))
 
 # %% ../nbs/04_teachers.ipynb #837409bc
 def _warp(x: Tensor, u, turn: float, zoom, shift: float, paper: bool) -> Tensor:
@@ -399,7 +402,7 @@ def _start(net, classes: int, pretrained: bool):
 
 def train_teacher(data: ImageSet,               # training images, one modality
                   val: ImageSet | None = None,  # for choosing the epoch; None: a tenth of the training images, never test
-                  net="small",                  # "small", "source/name", or a module
+                  net="small",                  # "small", "grey", "source/name", or a module for images of one channel or three
                   epochs: int = 10,             # passes over the data
                   lr: float = 3e-3,             # peak of the one-cycle rate; 1e-3 for fine-tuning
                   batch_size: int = 16,         # small batches, more steps: better on small sets
@@ -420,7 +423,7 @@ def train_teacher(data: ImageSet,               # training images, one modality
         torch.manual_seed(seed)
         net, source, name = _start(net, len(data.classes), pretrained)
         if init is not None: _adopt(net, (init.net if isinstance(init, Teacher) else init).state_dict())
-        normalizer = input_of(source, size or data.size)
+        normalizer = input_of(source, size or data.size, net)
         history, best = _fit(nn.Sequential(normalizer, net.to(memory_format=torch.channels_last)), rest, held, epochs, lr, batch_size, seed, augment, label_smoothing, weight_decay, fabric, progress)
     net.load_state_dict(best)
     net.zero_grad(set_to_none=True)

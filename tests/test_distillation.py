@@ -126,6 +126,8 @@ def test_a_student_of_another_net_has_that_nets_input(teachers, kind):
     assert e.normalizer.card() == input_of("dfsbir", 28).card() and type(e.net).__name__ == "SmallNet"
     assert e.eval()(torch.rand(2, 1, 40, 40)).shape == (2, D)
     assert build_encoder(e.card).state_dict().keys() == e.state_dict().keys()
+    grey = make_encoder(sketch, MAP, proxies, slack[Modality.SKETCH], kind, warm=False, net="dfsbir/grey")
+    assert grey.normalizer.channels == grey.net.get_submodule("stem.0").in_channels == 1 and grey.eval()(torch.rand(2, 1, 40, 40)).shape == (2, D)
     with pytest.raises(ValueError, match="cannot be rebuilt by name.*student net.*warm=False"):
         make_encoder(sketch, MAP, proxies, slack[Modality.SKETCH], kind)
     with pytest.raises(ValueError, match="another architecture.*warm=False"):

@@ -414,6 +414,17 @@ def test_training_twice_is_the_same_and_init_is_a_start():
     assert torch.allclose(near.net.stem[0].weight, start.net.stem[0].weight, atol=1e-5) and near.proxies.shape == (3, 16)
 
 
+@pytest.mark.parametrize("net", ["grey", T.SmallNet(3, (8, 16), channels=1)], ids=["name", "module"])
+def test_a_net_of_one_channel_is_trained_on_one_channel(net, tmp_path):
+    t = T.train_teacher(dots(), net=net, epochs=1, progress=False, out=tmp_path / "t.safetensors" if net == "grey" else None)
+    x = images(2)
+    assert t.normalizer.channels == 1 and torch.allclose(t.normalizer.mean, torch.tensor(.5))
+    colour = torch.cat([x, x.flip(1)])[:, [2, 0, 1]]
+    grey = (colour * torch.tensor(Normalizer.LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    assert torch.allclose(t(colour).logits, t(grey.expand(-1, 3, -1, -1)).logits, atol=1e-4)
+    if net == "grey": assert torch.equal(T.load_teacher(tmp_path / "t.safetensors")(colour).logits, t(colour).logits)
+
+
 def test_training_faults():
     data = dots()
     with pytest.raises(ValueError, match="same classes"): T.train_teacher(data, val=ImageSet(data.images(), data.labels, list("abc"), "photo"), net="tiny", epochs=1, progress=False)

@@ -68,6 +68,8 @@ def teacher_readouts(teachers: dict[Modality, Teacher],
     return found, left_out
 
 # %% ../nbs/09_baselines.ipynb #fa6b4f82
+_NO_LAYERS = "the layers read-out is settled on nameless objects, which no baseline sees: give the baseline another readout, 'posterior' for instance"
+
 class OtherPairs:
     "A CrossX run whose pairs are not estimated; a subclass says in `sample` where they come from."
     name = ""
@@ -77,10 +79,11 @@ class OtherPairs:
                  config: CrossXConfig,       # students, terms, steps, batch size
                  aliases: dict | None = None,  # own class name -> shared name, see `align_classes`
                  fabric=None):               # None: made from the config
+        if config.readout == "layers": raise ValueError(_NO_LAYERS)
         self.steps = config.plan().count("teach")
         self.crossx = CrossX(photo_teacher, sketch_teacher, replace(config, w_modality=0., new_pairs=config.student_batch), aliases, fabric)
         self.crossx.estimator = self.crossx.bank = self  # its pairs come from here; prepared for the students, they come back
-        self.classes, self.random = self.crossx.class_map.classes, torch.Generator().manual_seed(config.seed)
+        self.classes, self.random = self.crossx.class_map.classes, torch.Generator().manual_seed(config.seed + 100003 * self.crossx.fabric.global_rank)  # every process has pairs of its own
 
     def sample(self, n: int) -> PairBatch:  # n pairs, on the device
         "In the estimators' place."
@@ -152,8 +155,8 @@ def _pick(images, members, label: Tensor, random: torch.Generator):
 # %% ../nbs/09_baselines.ipynb #f5731073
 def from_scratch(config: CrossXConfig,
                  **changes) -> CrossXConfig:  # further fields, as student_steps
-    "The config with fresh students and a rate for them, 1e-3."
-    return replace(config, **{"warm_start": False, "student_lr": 1e-3, **changes})
+    "The config with fresh students, kept as they end, and a rate for them, 1e-3."
+    return replace(config, **{"warm_start": False, "student_lr": 1e-3, "interpolate": 1., **changes})
 
 # %% ../nbs/09_baselines.ipynb #1cbd668b
 class GaussianPrior(OtherPairs):
@@ -165,7 +168,7 @@ class GaussianPrior(OtherPairs):
     def noise(self, modality: Modality, n: int) -> Tensor:  # -> (n,1|3,S,S) in [0,1]
         "Canonical images that are standard normal behind the teacher's normaliser, clipped."
         own = self.crossx.teachers[modality].normalizer
-        z = torch.randn(n, modality.channels, own.size, own.size, generator=self.random)
+        z = torch.randn(n, min(own.channels, modality.channels), own.size, own.size, generator=self.random).expand(-1, modality.channels, -1, -1)
         mean, std = (s.cpu() if s.shape[1] == modality.channels else s.cpu().mean(1, keepdim=True) for s in (own.mean, own.std))
         x = (mean + std * z).clamp(0, 1)
         return x if own.dark_on_light else 1 - x
@@ -202,14 +205,19 @@ class AlternativeData(OtherPairs):
         return self.named(*_pick(self.images, self.members, torch.randint(len(self.members[Modality.PHOTO]), (n,), generator=self.random), self.random))
 
 # %% ../nbs/09_baselines.ipynb #a0148214
+def _wants_estimates(method, config):
+    if config.pairs != "estimates": raise ValueError(f"{method} learns from estimates; the config says pairs={config.pairs!r}: set pairs='estimates' and a warmup, or take gaussian-prior or alternative-data, which bring pairs of their own")
+
 def uni_modal(config: CrossXConfig) -> CrossXConfig:
     "The config of two data-free distillations that share nothing but the names of their classes."
-    posterior = {} if config.readout == "posterior" else {"readout": "posterior", "temperature": 1.}
+    _wants_estimates("uni-modal", config)
+    posterior = {} if config.readout == "posterior" else {"readout": "posterior", "temperature": 1., "head_lr": 0., "w_instance": 0.}
     return replace(config, w_align=0., w_modality=0., w_adversarial=0., w_proxy_anchor=0., w_contrast=0., w_consistency=config.w_consistency or 1., **posterior)
 
 # %% ../nbs/09_baselines.ipynb #1d012843
 def meta_data(config: CrossXConfig) -> CrossXConfig:
     "The config of students taught on images that have the teachers' batch-norm statistics and no class."
+    _wants_estimates("meta-data", config)
     off = {f"w_{k}": 0. for k in ("class", "one_hot", "class_balance", "activation", "align", "modality", "adversarial", "diversity")}
     return replace(config, **off, conditioned=False, sketch_estimator="pixel", w_bn=config.w_bn or 1.)
 
@@ -222,7 +230,7 @@ def _lifted(teacher: Teacher, members: Tensor) -> dict[str, Tensor]:
     return state
 
 def average_weights(teachers: dict[Modality, Teacher],
-                    class_map: ClassMap) -> dict[str, Tensor]:  # state dict of a net of three channels over the shared classes
+                    class_map: ClassMap) -> dict[str, Tensor]:  # state dict of a net over the shared classes, of three channels unless both have one
     "The mean of two teachers' weights; raises where their architectures differ."
     states = [_lifted(teachers[m], class_map.matrix(m)) for m in MODALITIES]
     names = [f"{teachers[m].card.get('name', type(teachers[m].net).__name__)} ({m})" for m in MODALITIES]
@@ -242,16 +250,18 @@ class AveragingWeights:
     "Two encoders with one net, the mean of the two teachers'; nothing is trained."
     name = "averaging-weights"
     def __init__(self, photo_teacher: Teacher, sketch_teacher: Teacher, config: CrossXConfig, aliases: dict | None = None, fabric=None):
+        if config.readout == "layers": raise ValueError(_NO_LAYERS)
         teachers, self.fabric = dict(zip(MODALITIES, (photo_teacher, sketch_teacher))), fabric
         class_map = align_classes(photo_teacher.classes, sketch_teacher.classes, aliases)
         weights, K = average_weights(teachers, class_map), len(class_map.classes)
-        card = next((t.card for t in teachers.values() if t.card.get("source")), None)
-        if card is None: raise ValueError("neither teacher's net can be rebuilt by name (they came as modules or programs), so there is no net for the averaged weights")
+        widest = max(t.normalizer.channels for t in teachers.values())  # the mean of nets of one and three channels has three
+        card = next((t.card for t in teachers.values() if t.card.get("source") and t.normalizer.channels == widest), None)
+        if card is None: raise ValueError("the net for the averaged weights cannot be rebuilt by name (it came as a module or a program)")
         net = build_net(card["source"], card["name"], K)
         net.load_state_dict(weights)
         proxies, slack = make_proxies(K, max(config.dim, K + 2), config.seed)
         def encoder(m):
-            one = Teacher(copy.deepcopy(net), class_map.classes, Normalizer(**{**teachers[m].normalizer.card(), "channels": 3}), m, card=dict(source=card["source"], name=card["name"]))
+            one = Teacher(copy.deepcopy(net), class_map.classes, Normalizer(**{**teachers[m].normalizer.card(), "channels": widest}), m, card=dict(source=card["source"], name=card["name"]))
             return make_encoder(one, align_classes(one.classes, one.classes), proxies, slack[m], config.readout, config.temperature, mirror=config.mirror)
         self.encoders = {m: encoder(m).requires_grad_(False).eval() for m in MODALITIES}
 

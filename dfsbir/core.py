@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MODALITIES', 'DATA_SUFFIXES', 'Modality', 'PairBatch', 'Normalizer', 'capture', 'seed_everything', 'rng_state',
-           'set_rng_state', 'release_memory', 'make_fabric', 'write_atomic', 'require_writable', 'save_state',
-           'UnsafeCheckpoint', 'read_card', 'load_state', 'load_weights', 'DataFreeViolation', 'data_free',
-           'touch_training_data', 'RunFolder']
+           'set_rng_state', 'own_randomness', 'release_memory', 'make_fabric', 'write_atomic', 'require_writable',
+           'save_state', 'UnsafeCheckpoint', 'read_card', 'load_state', 'load_weights', 'DataFreeViolation',
+           'data_free', 'touch_training_data', 'RunFolder']
 
 # %% ../nbs/00_core.ipynb #96454199
 import ctypes, gc, json, os, platform, random, shutil, subprocess, sys, tempfile
@@ -130,6 +130,14 @@ def set_rng_state(state: dict):  # what `rng_state` gave
     "Puts PyTorch's generators back to where `rng_state` saw them."
     torch.set_rng_state(state["cpu"])
     if state["cuda"] and torch.cuda.is_available(): torch.cuda.set_rng_state_all(state["cuda"])
+
+@contextmanager
+def own_randomness(seed: int):  # of the numbers inside
+    "In this block PyTorch's random numbers, on every device, are those of the seed; after it the former ones go on."
+    before = rng_state()
+    torch.manual_seed(seed)
+    try: yield
+    finally: set_rng_state(before)
 
 def release_memory():
     "Gives memory that is no longer used back to the system: between two stages of a long job the C library would keep it, in pieces."

@@ -17,7 +17,7 @@ from torch import Tensor
 from torchvision.utils import save_image
 from tqdm.auto import tqdm
 
-from .core import MODALITIES, Modality, PairBatch, RunFolder, data_free, make_fabric, require_writable, rng_state, seed_everything, set_rng_state, write_atomic
+from .core import MODALITIES, Modality, PairBatch, RunFolder, data_free, make_fabric, own_randomness, require_writable, rng_state, seed_everything, set_rng_state, write_atomic
 from .distillation import Distiller, make_encoder, make_proxies, save_encoders, with_targets
 from .guidance import Guide, Objective, make_guide, random_objects
 from .inversion import PairEstimator, PixelGenerator, ReplayBank, StrokeGenerator, measure_diversity
@@ -113,10 +113,13 @@ class CrossXConfig:
         for k, known in (("sketch_estimator", ("stroke", "pixel")), ("readout", ("posterior", "feature", "joint", "layers")), ("pairs", ("estimates", "objects")), ("guidance", Guide.SOURCES)):
             if getattr(self, k) not in known: raise ValueError(f"{k} is one of {known}; found {getattr(self, k)!r}")
         if self.conditioned and not self.w_class: raise ValueError("a conditioned estimator wants w_class above 0, else nothing ties its pictures to the class it was told")
+        if not self.temperature > 0: raise ValueError(f"temperature divides the logits, so it is above 0; found {self.temperature}")
+        if not 0 <= self.mix <= 1: raise ValueError(f"mix is the share of new pairs that are blends, from 0 to 1; found {self.mix}")
         if not 0 <= self.interpolate <= 1: raise ValueError(f"interpolate runs from 0, the students' start, to 1, their end; found {self.interpolate}")
         if bool(self.layers) != (self.readout == "layers"): raise ValueError(f"readout='layers' wants the names of layers, and no other read-out does; found readout={self.readout!r}, layers={self.layers!r}")
         if not 0 <= self.layers_memory <= 1 or (self.layers_memory and not self.layers): raise ValueError(f"layers_memory runs from 0 to 1, and is 0 without readout='layers'; found {self.layers_memory} with readout={self.readout!r}")
         if self.readout == "layers" and self.pairs != "objects": raise ValueError("the layers read-out is settled on objects that have no name: it wants pairs='objects'")
+        if self.readout == "layers" and not self.rounds: raise ValueError("the layers read-out is settled on a round's new pairs: it wants rounds=1 at least; found 0")
         if self.student_size < 0: raise ValueError(f"student_size is the side of an input in pixels, or 0 for the teachers'; found {self.student_size}")
         if self.head_lr and self.readout == "posterior": raise ValueError("the posterior read-out has no weights of its own, so head_lr would do nothing: set it to 0, or take another readout")
         if self.w_instance and self.readout not in ("joint", "layers"): raise ValueError(f"w_instance teaches shape, of which the {self.readout} read-out has none: take readout='joint', or set it to 0")
@@ -161,9 +164,7 @@ class _Objects:
 
     def sample(self, n: int) -> PairBatch:  # n pairs, on the device
         "Objects without a name, each modality at its own size; the label is the number of the object."
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(torch.randint(2**62, (), generator=self.random).item())
-            pairs = random_objects(n, max(self.sizes))
+        with own_randomness(torch.randint(2**62, (), generator=self.random).item()): pairs = random_objects(n, max(self.sizes))
         sized = (x if x.shape[-1] == s else F.interpolate(x, (s, s), mode="bilinear", antialias=True) for x, s in zip((pairs.photo, pairs.sketch), self.sizes))
         self.made += n
         return PairBatch(*sized, pairs.label + self.made - n).to(self.fabric.device)

@@ -8,7 +8,8 @@ __all__ = ['PosteriorReadout', 'FeatureReadout', 'make_proxies', 'JointReadout',
            'with_targets', 'save_encoders', 'load_encoder', 'load_encoders', 'export_onnx']
 
 # %% ../nbs/07_distillation.ipynb #dbf75b25
-import copy, difflib, json, math
+import copy, difflib, json, math, threading
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 import torch
@@ -107,6 +108,8 @@ def shape_axes(proxies: Tensor) -> Tensor:  # (K,D) orthonormal -> (D-K,D)
     return torch.linalg.qr(proxies.T.cpu(), mode="complete")[0][:, len(proxies):].T.contiguous()
 
 # %% ../nbs/07_distillation.ipynb #225b8465
+_listening = threading.Lock()  # a net's hooks are one for all threads
+
 class InnerLayers(nn.Module):
     "A headless net that gives its features and, after them, the mean over the picture of what inner layers say."
     def __init__(self,
@@ -119,17 +122,15 @@ class InnerLayers(nn.Module):
         self.net, self.layers = net, list(layers)
 
     def parts(self, x: Tensor) -> list[Tensor]:  # -> features (N,D), then (N,K) of each layer
-        heard, handles = {}, []
+        heard = {}
         def keep(name):
             def hook(module, args, out):
                 if not isinstance(out, Tensor) or out.ndim != 4: raise ValueError(f"layer {name!r} gives no map (N,K,H,W); found {tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__}: name a convolution or its batch norm")
                 heard[name] = out.flatten(2).mean(2)  # at once, for what follows may work in place
             return hook
-        try:
-            handles += [self.net.get_submodule(k).register_forward_hook(keep(k)) for k in self.layers]
+        with _listening, ExitStack() as hooks:
+            for k in self.layers: hooks.enter_context(self.net.get_submodule(k).register_forward_hook(keep(k)))
             features = self.net(x)
-        finally:
-            for h in handles: h.remove()
         return [features, *(heard[k] for k in self.layers)]
 
     def forward(self, x: Tensor) -> Tensor:  # (N,C,H,W) -> (N, D and the width of each layer)
@@ -171,6 +172,10 @@ class LayersReadout(JointReadout):
         return super().log_posteriors(features[:, :self.width], temperature)
 
 # %% ../nbs/07_distillation.ipynb #ce01ec57
+def _full_precision(x: Tensor):
+    "Read-outs compute in float32 under any autocast: half precision would round the probabilities that they tell apart."
+    return torch.autocast(x.device.type, enabled=False) if torch.is_autocast_enabled(x.device.type) else nullcontext()
+
 class Encoder(nn.Module):
     "Canonical images to unit embeddings in the shared metric space."
     def __init__(self,
@@ -185,12 +190,13 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # (N,1|3,H,W) in [0,1] -> (N,D), unit length
         "Embeddings; with `mirror` in the card, of each image and its mirror image together (twice the work)."
         x = self.normalizer(x)
-        return self.readout(self.net(x), self.net(x.flip(3)) if self.card.get("mirror") else None)
+        views = [self.net(v) for v in ((x, x.flip(3)) if self.card.get("mirror") else (x,))]
+        with _full_precision(x): return self.readout(*(h.float() for h in views))
 
     def answer(self, x: Tensor) -> tuple[Tensor, Tensor]:  # -> embeddings (N,D), log posteriors (N,K)
         "Embeddings and class answers of one view, from one pass through the net."
         h = self.net(self.normalizer(x))
-        return self.readout(h), self.readout.log_posteriors(h)
+        with _full_precision(h): return self.readout(h.float()), self.readout.log_posteriors(h.float())
 
     def train(self, mode: bool = True):
         super().train(mode)
@@ -238,6 +244,12 @@ def _start_layers(readout: LayersReadout, teacher: Teacher):
     _start_head(readout, teacher)
     if readout.shape.axes is not None: readout.shape.axes.copy_(torch.linalg.qr(torch.randn(*readout.shape.axes.shape, generator=torch.Generator().manual_seed(0)))[0])
 
+@torch.no_grad()
+def _gives(headless: nn.Module, of: Teacher) -> bool:
+    "Whether a net without its last layer gives the features that went into it."
+    try: return headless.eval()(of.normalizer(of.proxies.new_zeros(1, of.modality.channels, of.normalizer.size, of.normalizer.size))).shape == (1, of.dim)
+    except RuntimeError: return False
+
 def _listen(net: nn.Module, layers, card: dict, normalizer: Normalizer, modality: Modality) -> tuple[nn.Module, dict]:
     "The net (a copy of one's own) with its inner layers heard, and the card with how wide each of them is."
     net = InnerLayers(net, layers).cpu().eval()
@@ -272,6 +284,8 @@ def make_encoder(teacher: Teacher,
     card = {"modality": str(teacher.modality), "net": recipe, "head": start.head, "input": normalizer.card(), "classes": list(class_map.classes), "mirror": mirror,
             "readout": {"kind": kind, "temperature": temperature, "dim": proxies.shape[1], "width": len(teacher.classes) if kind == "posterior" else start.dim}}
     headless = start.net if kind == "posterior" else _headless(copy.deepcopy(start.net), start.head)
+    if kind != "posterior" and start.after == "other" and not _gives(headless, start):
+        raise ValueError(f"a {kind} read-out wants the net's features, and {recipe['name']} without its last layer gives something else: take the posterior read-out (readout='posterior' in a config)")
     if kind == "layers": headless, card = _listen(headless, layers, card, normalizer, teacher.modality)
     encoder = build_encoder(card)
     encoder.net.load_state_dict(headless.state_dict())
@@ -353,7 +367,9 @@ class Distiller:
 
     def losses(self, batch: PairBatch) -> dict:
         "The named terms on one random view of each image."
-        (ep, lp), (es, ls) = self.students(shift_flip(batch.photo), shift_flip(batch.sketch))
+        heard = self.students(shift_flip(batch.photo), shift_flip(batch.sketch))
+        if self.fabric.world_size > 1: heard = [(e + 0 * p.sum(), p + 0 * e.sum()) for e, p in heard]  # every weight has a gradient, be it 0, for the processes wait for each
+        (ep, lp), (es, ls) = heard
         proxies = self.students.photo.readout.proxies
         return {"consistency": lambda: (consistency_loss(lp, batch.photo_target) + consistency_loss(ls, batch.sketch_target)) / 2,
                 "proxy_anchor": lambda: proxy_anchor_loss(torch.cat([ep, es]), batch.label.repeat(2), proxies),

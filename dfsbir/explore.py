@@ -25,7 +25,7 @@ from torch import Tensor
 try: import anywidget, ipywidgets as W, traitlets
 except ImportError as e: raise ImportError("the explorer needs an extra: pip install 'dfsbir[explore]'") from e
 
-from .core import MODALITIES, Modality, PairBatch, RunFolder, load_state, make_fabric
+from .core import MODALITIES, Modality, PairBatch, RunFolder, load_state, make_fabric, own_randomness
 from .crossx import CrossX, CrossXConfig
 from .data import TOY_CLASSES, ImageSet, read_folder, toy_pairs
 from .distillation import load_encoders
@@ -267,8 +267,7 @@ def guide_more(run: Run,
     for g in made.values(): g.requires_grad_(True)
     objective = Objective(run.teachers, run.class_map, run.guided["guide"], lambda batch: {m: run.encoders[m].answer(batch.of(m))[1] for m in MODALITIES}, c.align_symmetric, bn=c.w_bn > 0)
     def classify(batch): return sum(run.posteriors("teacher", m, batch.of(m).detach()) for m in MODALITIES).argmax(1)
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        torch.manual_seed(c.seed)
+    with own_randomness(c.seed), torch.enable_grad():
         estimator = PairEstimator(made[Modality.PHOTO], made[Modality.SKETCH], objective, Terms({**c.weights(Objective.TERMS), "modality": float(strength)}), make_fabric("cpu"), steps, c.batch,
                                   (5 * c.photo_lr, 2 * c.sketch_lr), None if c.conditioned else classify, seed=c.seed)
         estimator.synthesize(steps, show=1)

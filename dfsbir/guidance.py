@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .core import MODALITIES, Modality, Normalizer, PairBatch, capture
+from .core import MODALITIES, Modality, Normalizer, PairBatch, capture, own_randomness
 from .data import IMAGE_SUFFIXES, open_image
 from .inversion import Strokes, draw_strokes, spread_strokes
 from .losses import (activation_loss, adversarial_loss, align_loss, bn_prior_loss, class_balance_loss, diversity_loss, modality_loss, one_hot_loss,
@@ -292,8 +292,7 @@ def make_guide(source: str,                  # "procedural", "teachers" or "fold
     if source == "teachers":
         if not teachers or set(teachers) != set(MODALITIES): raise ValueError(f"guidance from 'teachers' wants both, {{'photo': ..., 'sketch': ...}}; found {sorted(teachers or {})}")
         return StatisticsGuide(teachers).told("teachers", "how far an image is from the statistics that the first batch norm of each teacher remembers; no image, no training")
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        torch.manual_seed(seed)
+    with own_randomness(seed), torch.enable_grad():
         return _from_nothing(size) if source == "procedural" else _from_folders(folders, size)
 
 # %% ../nbs/06_guidance.ipynb #005f9995

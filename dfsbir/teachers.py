@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 from tqdm.auto import tqdm
 
-from .core import Modality, Normalizer, load_weights, make_fabric, read_card, save_state
+from .core import Modality, Normalizer, load_weights, make_fabric, own_randomness, read_card, save_state
 from .data import ImageSet
 
 # %% ../nbs/04_teachers.ipynb #51ea9952
@@ -419,8 +419,7 @@ def train_teacher(data: ImageSet,               # training images, one modality
     "Trains a classifier and gives the frozen teacher of its best epoch."
     fabric, (rest, held) = fabric or make_fabric(), (data, val) if val is not None else data.split(0.1, seed)
     if not len(rest) or list(held.classes) != list(rest.classes): raise ValueError(f"wanted training images, and validation images of the same classes; found {len(rest)} and classes {list(held.classes)[:5]}")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with own_randomness(seed):
         net, source, name = _start(net, len(data.classes), pretrained)
         if init is not None: _adopt(net, (init.net if isinstance(init, Teacher) else init).state_dict())
         normalizer = input_of(source, size or data.size, net)
@@ -576,7 +575,7 @@ class ClassMap:
         "A teacher's posterior over the shared classes: summed over members, renormalised."
         m = self.matrix(modality).to(logits.device)
         own = m.any(1).nonzero()[:, 0]
-        return (logits[:, own].float() / temperature).softmax(1) @ m[own]
+        with torch.autocast(logits.device.type, enabled=False): return (logits[:, own].float() / temperature).softmax(1) @ m[own]  # half precision would round them
 
     def _repr_markdown_(self):
         def some(names): return (", ".join(map(str, names[:12])) + (f" and {len(names) - 12} more" if len(names) > 12 else "")) or "none"

@@ -10,7 +10,7 @@ from dfsbir.crossx import CrossX, CrossXConfig
 from dfsbir.data import TOY_CLASSES, TOY_HELD_OUT, ImageSet, toy_pairs
 from dfsbir.distillation import load_encoders
 from dfsbir.evaluation import evaluate_retrieval
-from dfsbir.teachers import SmallNet, Teacher, align_classes, build_net
+from dfsbir.teachers import SmallNet, Teacher, align_classes, build_net, input_of
 
 SIZE, PHOTO, SKETCH = 28, *MODALITIES
 
@@ -18,7 +18,8 @@ SIZE, PHOTO, SKETCH = 28, *MODALITIES
 def teacher(modality, classes, name="tiny", seed=0):
     "An untrained teacher: its answers are as good as any to check arithmetic."
     torch.manual_seed(seed)
-    return Teacher(build_net("dfsbir", name, len(classes)), classes, Normalizer(SIZE), modality, card=dict(source="dfsbir", name=name))
+    net = build_net("dfsbir", name, len(classes))
+    return Teacher(net, classes, input_of("dfsbir", SIZE, net), modality, card=dict(source="dfsbir", name=name))
 
 
 @pytest.fixture(scope="module")
@@ -293,6 +294,13 @@ def test_noise_is_standard_normal_to_each_net():
         assert torch.allclose(seen.mean((0, 2, 3)), torch.zeros(3), atol=.05) and torch.allclose(seen.std((0, 2, 3)), torch.ones(3), atol=.08)
 
 
+def test_noise_for_a_grey_photo_net():
+    grey = teacher(PHOTO, TOY_CLASSES[:3], "grey")
+    grey.normalizer.std.fill_(.1)  # nothing is clipped
+    x = GaussianPrior(grey, teacher(SKETCH, TOY_CLASSES[:3]), config()).sample(100).photo
+    assert x.shape == (100, 3, SIZE, SIZE) and abs(grey.normalizer(x).std() - 1) < .02, "three independent channels would add up to .7"
+
+
 def test_noise_is_neither_turned_nor_blended(pair, foreign):
     run = baseline("gaussian-prior", pair, foreign, config(vary=True, mix=1.))
     run.crossx.collect()
@@ -349,6 +357,30 @@ def test_meta_data_asks_for_statistics_alone():
     c = meta_data(config())
     assert {k for k, v in vars(c).items() if k.startswith("w_") and v} == {"w_bn", "w_total_variation", "w_consistency"} and not c.conditioned
     assert meta_data(CrossXConfig.preset("paper")).w_bn == 1.
+
+
+@pytest.mark.parametrize("make", [uni_modal, meta_data])
+def test_distillations_want_estimates(make):
+    "On nameless objects they would be another method under their name."
+    for c in (CrossXConfig.preset("open"), config(pairs="objects", warmup=0)):
+        with pytest.raises(ValueError, match="learns from estimates.*pairs='objects'.*gaussian-prior"):
+            make(c)
+
+
+def test_uni_modal_leaves_out_what_other_readouts_want():
+    c = uni_modal(config(readout="joint", w_instance=1., head_lr=1e-3))
+    assert (c.readout, c.w_instance, c.head_lr) == ("posterior", 0., 0.)
+
+
+def test_the_readout_of_layers_is_no_baseline_s(pair, images):
+    c = config(pairs="objects", warmup=0, readout="layers", layers="blocks.0.bn1", w_instance=0.)
+    for make in (lambda: GaussianPrior(*pair.values(), c), lambda: AveragingWeights(*pair.values(), c), lambda: DataDependent(*pair.values(), c, *images.values())):
+        with pytest.raises(ValueError, match="no baseline sees.*another readout"):
+            make()
+
+
+def test_fresh_students_are_kept_as_they_end():
+    assert CrossXConfig.preset("open").interpolate < 1 == from_scratch(CrossXConfig.preset("open")).interpolate
 
 
 def test_meta_data_come_near_the_teachers_statistics(images):
@@ -413,6 +445,15 @@ def test_a_grey_net_becomes_the_same_function_of_three_channels():
     for x in (torch.rand(4, 1, SIZE, SIZE), torch.rand(4, 3, SIZE, SIZE)):
         for m in MODALITIES:
             assert torch.allclose(encoders[m].net(encoders[m].normalizer(x)), teachers[SKETCH](x).logits, atol=1e-4)
+
+
+@pytest.mark.parametrize("names", [("grey", "grey"), ("grey", "small"), ("small", "grey")])
+def test_the_mean_with_grey_nets_embeds_both_modalities(names, tmp_path):
+    teachers = [teacher(m, TOY_CLASSES[:3], name, seed=k) for k, (m, name) in enumerate(zip(MODALITIES, names))]
+    run = RunFolder(tmp_path / "run", {})
+    AveragingWeights(*teachers, config()).fit(run)
+    for m, e in load_encoders(run.encoders).items():
+        assert e(torch.rand(2, m.channels, SIZE, SIZE)).isfinite().all() and e.normalizer.channels == (1 if names == ("grey", "grey") else 3)
 
 
 def test_other_architectures_have_no_mean(pair):

@@ -4,7 +4,7 @@ import json
 import torch
 from safetensors.torch import save_file
 
-from dfsbir.core import load_state, read_card, save_state
+from dfsbir.core import load_state, own_randomness, read_card, save_state
 
 STATE = {"weights": {"b": torch.arange(3.), "a": torch.ones(2, 2)}, "step": 7, "names": ["x", None, True], "pair": (1, 2.5)}
 
@@ -29,3 +29,19 @@ def test_a_file_of_the_first_run_folders(tmp_path):
 def test_another_programs_file_has_no_card(tmp_path):
     save_file({"a": torch.ones(2)}, tmp_path / "plain.safetensors", {"format": "pt"})
     assert read_card(tmp_path / "plain.safetensors") == {}
+
+
+def test_random_numbers_of_ones_own_disturb_nobody():
+    torch.manual_seed(1)
+    wanted = torch.rand(4)
+    torch.manual_seed(1)
+    before = torch.rand(2)
+    try:
+        with own_randomness(7):
+            own = torch.rand(3)
+            raise KeyError
+    except KeyError:
+        pass
+    assert torch.equal(torch.cat([before, torch.rand(2)]), wanted), "whatever happens inside"
+    torch.manual_seed(7)
+    assert torch.equal(own, torch.rand(3))

@@ -376,7 +376,7 @@ def test_unknown_names_and_wrong_types_raise():
 
 @pytest.mark.parametrize("change", [dict(batch=1), dict(warmup=-1), dict(student_steps=-1), dict(synthesis_steps=-1), dict(new_pairs=0), dict(views=0), dict(pages=0), dict(strokes=0), dict(bank=0),
                                     dict(sketch_estimator="strokes"), dict(guidance="procedual"), dict(readout="features"), dict(w_class=0.), dict(conditioned=False),
-                                    dict(pairs="things"), dict(interpolate=1.1), dict(interpolate=-.1), dict(head_lr=1e-3), dict(w_instance=1.)], ids=str)
+                                    dict(pairs="things"), dict(interpolate=1.1), dict(interpolate=-.1), dict(temperature=0.), dict(temperature=-1.), dict(mix=2.), dict(mix=-.1), dict(head_lr=1e-3), dict(w_instance=1.)], ids=str)
 def test_values_out_of_range_raise_before_anything_is_made(change):
     with pytest.raises(ValueError, match=next(iter(change))):
         CrossXConfig.preset("dfsbir", **change)
@@ -583,6 +583,12 @@ for name in ("dfsbir", "paper"):
     straight.fit(RunFolder(home / f"{name}-straight", asdict(stopped)), progress=False)
     same = all(torch.equal(a, b) for x, y in ((again.distiller.students, straight.distiller.students), *zip(again.estimator.generators.values(), straight.estimator.generators.values())) for a, b in zip(x.parameters(), y.parameters()))
     (home / f"{name}{fabric.global_rank}.json").write_text(json.dumps([first, same]))
+for changes in (dict(readout="joint", w_instance=0.), dict(readout="feature", w_consistency=0., w_contrast=1.)):  # weights that no term reaches
+    odd = CrossX(*teachers, CrossXConfig(**{**asdict(config), "pairs": "objects", "warmup": 0, "synthesis_steps": 0, "w_proxy_anchor": 0., "w_consistency": 1., **changes}), fabric=fabric)
+    for action in ("collect", "teach", "teach", "teach"): odd.act(action)
+from dfsbir.baselines import GaussianPrior
+noise = GaussianPrior(*teachers, config, fabric=fabric)
+torch.save(noise.noise(noise.crossx.teachers["photo"].modality, 4), home / f"noise{fabric.global_rank}.pt")
 """
 
 
@@ -601,6 +607,7 @@ def test_two_processes_agree(home):
             assert torch.equal(a, b)
         assert not torch.equal(one["bank"], two["bank"]), "each process estimates pictures of its own"
         check(load_encoders(home / name / "encoders"))
+    assert not torch.equal(*(torch.load(home / f"noise{rank}.pt", weights_only=True) for rank in range(2))), "and each has noise of its own"
     (first, same), other = (json.loads((home / f"paper{rank}.json").read_text()) for rank in range(2))
     assert first == 5 and same and other == [first, same], "stopped together, and went on as if never stopped"
 
@@ -696,7 +703,7 @@ def test_layers_without_a_memory_fail_at_once(teachers, tmp_path):
 
 
 def test_layers_want_names_and_objects():
-    for change, says in ((dict(layers=""), "wants the names of layers"), (dict(layers_memory=1.5), "from 0 to 1"), (dict(layers="", readout="joint"), "is 0 without readout='layers'"), (dict(readout="joint"), "no other read-out does"), (dict(student_size=-1), "side of an input")):
+    for change, says in ((dict(layers=""), "wants the names of layers"), (dict(layers_memory=1.5), "from 0 to 1"), (dict(layers="", readout="joint"), "is 0 without readout='layers'"), (dict(readout="joint"), "no other read-out does"), (dict(student_size=-1), "side of an input"), (dict(rounds=0), "rounds=1 at least")):
         with pytest.raises(ValueError, match=says):
             CrossXConfig.preset("open", **{**LAYERED, **change})
     with pytest.raises(ValueError, match="wants pairs='objects'"):

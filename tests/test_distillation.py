@@ -3,6 +3,7 @@ import copy
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -234,6 +235,45 @@ def layered(teachers, **options):
     return Distiller(*students(teachers, **{**dict(kind="layers", temperature=2., layers=LAYERS, mirror=True), **options}), {}, steps=0)
 
 
+@pytest.mark.parametrize("kind", ["posterior", "feature", "joint", "layers"])
+def test_a_readout_computes_in_full_precision_under_autocast(teachers, kind):
+    "Only the net may round: the embedding of its rounded answer is exact, of unit length."
+    encoder = (layered(teachers) if kind == "layers" else distiller(teachers, kind=kind)).encoders()[Modality.PHOTO]
+    encoder.card["mirror"], x = False, torch.rand(5, 3, SIDE, SIDE)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        heard = encoder.net(encoder.normalizer(x))
+        embedding, answer = encoder(x), encoder.answer(x)
+    with torch.no_grad():
+        wanted = encoder.readout(heard.float())
+        for e in (embedding, answer[0]):
+            torch.testing.assert_close(e, wanted, atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(answer[1], encoder.readout.log_posteriors(heard.float()), atol=1e-5, rtol=1e-5)
+    with torch.autocast("cpu", torch.bfloat16):
+        told = MAP.posteriors(torch.randn(4, len(PHOTO)), Modality.PHOTO)
+    assert told.dtype is torch.float32 and torch.allclose(told.sum(1), torch.ones(4), atol=1e-6)
+
+
+def test_a_net_that_goes_on_after_its_last_layer():
+    "Its classes can be read; its features where the net without that layer gives them."
+    proxies, slack = make_proxies(3, D)
+    def teacher(name, size):
+        source = name.partition("/")[0]
+        net = build_net(source, name.partition("/")[2], 3)
+        return Teacher(net, "abc", input_of(source, size, net), Modality.PHOTO, card=dict(source=source, name=name.partition("/")[2]))
+    squeeze, deit = teacher("torchvision/squeezenet1_1", 64), teacher("timm/deit_tiny_distilled_patch16_224", 224)
+    same_map = align_classes("abc", "abc")
+    for kind in ("joint", "feature"):
+        with pytest.raises(ValueError, match=f"a {kind} read-out wants the net's features, and deit.* gives something else: take the posterior"):
+            make_encoder(deit, same_map, proxies, slack[Modality.PHOTO], kind)
+    x = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        for kind in ("joint", "feature"):
+            assert make_encoder(squeeze, same_map, proxies, slack[Modality.PHOTO], kind).eval()(x).shape == (1, D)
+        for t in (squeeze, deit):
+            said = make_encoder(t, same_map, proxies, slack[Modality.PHOTO]).eval().answer(x)[1]
+            torch.testing.assert_close(said.exp(), same_map.posteriors(t(x).logits, Modality.PHOTO), atol=1e-4, rtol=1e-3)
+
+
 # files
 
 @pytest.fixture(scope="module")
@@ -451,6 +491,21 @@ def test_what_a_batch_norm_says_on_average_is_its_bias(teachers):
     torch.testing.assert_close(InnerLayers(net, LAYERS[:1]).memory(), heard[LAYERS[0]].mean((0, 2, 3)), atol=1e-4, rtol=1e-4)
     with pytest.raises(ValueError, match="only a plain batch norm.*Conv2d.*layers_memory"):
         layered(teachers, layers=["blocks.0.one", "blocks.0.bn2"]).settle(pairs(), memory=.5)
+
+
+def test_threads_that_share_a_layers_encoder_hear_their_own_images(teachers):
+    d = layered(teachers)
+    d.settle(pairs())
+    encoder, images = d.encoders()[Modality.PHOTO], torch.rand(16, 3, SIDE, SIDE)
+    with torch.no_grad():
+        alone = [encoder(x[None]) for x in images]
+    def embed(i):
+        with torch.no_grad():  # of the thread
+            return encoder(images[i][None])
+    with ThreadPoolExecutor(4) as threads:
+        together = list(threads.map(embed, list(range(16)) * 10))
+    for i, e in enumerate(together):
+        torch.testing.assert_close(e, alone[i % 16])
 
 
 def test_layers_that_cannot_be_heard_or_compared(teachers):

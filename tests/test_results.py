@@ -7,6 +7,7 @@ from statistics import mean
 import pytest
 from conftest import ROOT
 
+from dfsbir.baselines import BASELINES
 from dfsbir.evaluation import read_results, results_table
 
 RESULTS = ROOT / "nbs" / "results.csv"
@@ -70,14 +71,16 @@ def test_what_the_fine_grained_results_must_show(dataset):
     assert mean(of["full"]) >= 1.15 * mean(of["triplet"])
 
 
-def test_what_the_unseen_classes_must_show():
-    "The space for open classes is at least a tenth better than the best read-out of the teachers."
+@pytest.mark.parametrize("dataset, ratio", [("toy/unseen", 1.1), ("pacs5/unseen", 1.)])  # PACS's two classes are too few for more: see the ten pairs
+def test_what_the_unseen_classes_must_show(dataset, ratio):
+    "The space for open classes is above all that the teachers and the baselines have to say, on the toy set by a tenth at least."
     of = defaultdict(list)
     for row in read_results(RESULTS):
-        if row["dataset"] == "toy/unseen" and row["metric"] == "mAP@all":
+        if row["dataset"] == dataset and row["metric"] == "mAP@all":
             of[row["method"], row["variant"]].append(row["value"])
-    best = max(mean(v) for (method, _), v in of.items() if method.startswith("teacher-"))
-    assert mean(of["crossx-dfsbir", "open"]) >= 1.1 * best
+    others = {k: mean(v) for k, v in of.items() if not k[0].startswith("crossx")}
+    assert {m for m, _ in others} >= {*BASELINES, "teacher-features", "teacher-logits", "teacher-posteriors"}
+    assert mean(of["crossx-dfsbir", "open"]) >= ratio * max(others.values())
 
 
 def test_what_other_unseen_pairs_must_show():

@@ -124,12 +124,13 @@ def seed_everything(seed: int):  # any integer from 0 to 2**32-1
 
 def rng_state() -> dict:
     "The state of PyTorch's generators, to be put back by `set_rng_state`."
-    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [], "mps": torch.mps.get_rng_state() if torch.backends.mps.is_available() else None}
 
 def set_rng_state(state: dict):  # what `rng_state` gave
-    "Puts PyTorch's generators back to where `rng_state` saw them."
+    "Puts PyTorch's generators back to where `rng_state` saw them, as far as this machine has the devices."
     torch.set_rng_state(state["cpu"])
-    if state["cuda"] and torch.cuda.is_available(): torch.cuda.set_rng_state_all(state["cuda"])
+    if torch.cuda.is_available(): torch.cuda.set_rng_state_all(state["cuda"][:torch.cuda.device_count()])
+    if state.get("mps") is not None and torch.backends.mps.is_available(): torch.mps.set_rng_state(state["mps"])
 
 @contextmanager
 def own_randomness(seed: int):  # of the numbers inside
@@ -190,6 +191,7 @@ def require_writable(folder,               # made if it is not there
 def _flatten(value, tensors, path="t"):
     "The JSON skeleton of a nested value; its tensors go into `tensors`."
     if isinstance(value, Tensor):
+        while path in tensors: path += "'"  # a key with a dot in it may look like a dict in a dict
         tensors[path] = value.detach().cpu().contiguous().clone()
         return {"tensor": path}
     if isinstance(value, dict): return {"dict": [[k, _flatten(v, tensors, f"{path}.{k}")] for k, v in value.items()]}
@@ -240,7 +242,7 @@ def load_state(path):
 
 # %% ../nbs/00_core.ipynb #aca65894
 _NESTED = ("state_dict", "model_state_dict", "model", "net", "weights", "params")
-_WRAPPERS = ("module.", "_orig_mod.", "model.", "net.")
+_WRAPPERS = ("_orig_mod.", "module.", "_orig_mod.", "model.", "net.")  # compiled and distributed, in either order
 
 def load_weights(path) -> dict[str, Tensor]:
     "A flat state dict from a safetensors or PyTorch file, read without running any code in it."
@@ -287,7 +289,7 @@ sys.addaudithook(_audit)
 
 @contextmanager
 def data_free(allow=()):  # folders whose images may be read all the same
-    "Inside this block reading an image, array or drawing file raises `DataFreeViolation`."
+    "Inside this block opening an image, array or drawing file raises `DataFreeViolation`; only a library that opens files outside of Python (torchvision.io) is not heard."
     _gates.append(tuple(Path(a).resolve() for a in allow))
     try: yield
     finally: _gates.pop()

@@ -9,7 +9,7 @@ __all__ = ['Part', 'TOY_CLASSES', 'TOY_HELD_OUT', 'IMAGE_SUFFIXES', 'MAX_PIXELS'
            'read_qmul_v1', 'read_triplets', 'read_qmul_v2', 'read_photos']
 
 # %% ../nbs/01_data.ipynb #be5af1ec
-import colorsys, hashlib, json, math, struct, warnings
+import colorsys, hashlib, json, math, os, struct, warnings
 from collections import Counter, namedtuple
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -542,13 +542,15 @@ def open_image(
             image = ImageOps.exif_transpose(image)
             if image.mode.startswith("I") or image.mode == "F":
                 deep = np.asarray(image, np.float64)
+                if not np.isfinite(deep).all(): raise ValueError("pixels that are NaN or infinite")
+                if image.mode == "F" and deep.max(initial=0) <= 1: deep = deep*255  # floats run to 1, or to 255
                 image = Image.fromarray((deep/(257. if deep.max(initial=0) > 255 else 1.)).clip(0, 255).round().astype(np.uint8))
             elif "A" in image.mode or "a" in image.mode or "transparency" in image.info:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, (255,)*4), image)
             if Modality(modality) is Modality.PHOTO: image = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BICUBIC)
             else: image = ImageOps.pad(image.convert("L"), (size, size), Image.Resampling.BOX if min(image.size) > 2*size else Image.Resampling.BICUBIC, color=255)
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, MemoryError, Image.DecompressionBombError) as e:
+    except (OSError, SyntaxError, ValueError, TypeError, ArithmeticError, EOFError, LookupError, struct.error, MemoryError, Image.DecompressionBombError) as e:  # odd EXIF raises the odd ones
         raise BrokenImage(path, f"{type(e).__name__}: {e}") from e
     pixels = torch.from_numpy(np.array(image))
     return pixels.permute(2, 0, 1).contiguous() if pixels.ndim == 3 else pixels[None]
@@ -591,7 +593,7 @@ _SPLITS = ("train", "test", "val", "valid", "validation")
 
 def _folders(path): return sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")) if path.is_dir() else []
 
-def _images_in(path): return sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file() and not p.name.startswith("."))
+def _images_in(path): return sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file() and not any(part.startswith(".") for part in p.relative_to(path).parts))
 
 def _class_root(root, modality, split):
     "The folder that holds the class folders of a modality and a split."
@@ -601,6 +603,7 @@ def _class_root(root, modality, split):
     names = [p.name for p in _folders(found or root)]
     if found is None: raise FileNotFoundError(f"{root} has no folder for split {split!r}; it holds {names}")
     if split is None and names and set(names) <= set(_SPLITS): raise ValueError(f"{found} holds the splits {names}: say which with split=")
+    if names and {n.lower().rstrip("s").removesuffix("e") for n in names} <= {"photo", "sketch"}: raise ValueError(f"{found} holds {names}, which are no classes: name them 'photo' and 'sketch', or pass the folder of one of them")
     if not names: raise FileNotFoundError(f"{found} holds no class folders; wanted CLASS/image.png")
     return found
 
@@ -839,7 +842,7 @@ def hashed_split(
 ):  # a function: path -> "train" or "test"
     "A split that depends on a file's name alone, so that it stays when files come or go."
     if not 0 < held < 1: raise ValueError(f"held is {held}; wanted a number between 0 and 1")
-    return lambda path: "test" if int.from_bytes(hashlib.sha256(f"{salt}{path}".encode()).digest()[:8], "big") < held*2**64 else "train"
+    return lambda path: "test" if int.from_bytes(hashlib.sha256(os.fsencode(f"{salt}{path}")).digest()[:8], "big") < held*2**64 else "train"
 
 # %% ../nbs/01_data.ipynb #9349966e
 def _chosen(root, paths, manifest, split):

@@ -236,8 +236,7 @@ def _between(generator, a: int, b: int, t: float):
     "A copy of a generator in which class `a` lies a share `t` of the way to class `b`."
     blend = copy.deepcopy(generator)
     if generator.classes and a != b:
-        for p in blend.parameters():
-            if p.ndim > 1 and len(p) == generator.classes: p[a] = p[a].lerp(p[b], t)
+        for p in blend.tables(): p[a] = p[a].lerp(p[b], t)
     return blend
 
 @torch.no_grad()

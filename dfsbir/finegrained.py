@@ -84,8 +84,10 @@ class Structure:
         grid = F.affine_grid(m, list(x.shape), align_corners=False)
         if self.bend: grid = grid + F.interpolate(u(2 * self.bend, 2, 4, 4), x.shape[-2:], mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
         rim = torch.cat([x[:, :, 0], x[:, :, -1], x[:, :, :, 0], x[:, :, :, -1]], 2).median(2).values[..., None, None]
-        grow = u(self.width * x.shape[-1] / 64).view(-1, 1, 1, 1)
-        if self.width: x = torch.where(grow > 0, x.lerp(-F.max_pool2d(-x, 3, 1, 1), grow.clamp(0, 1)), x.lerp(F.max_pool2d(x, 3, 1, 1), -grow.clamp(-.6, 0)))
+        most = self.width * x.shape[-1] / 64
+        grow = u(most).view(-1, 1, 1, 1)
+        for k in range(math.ceil(most)):  # a pixel at a time
+            x = torch.where(grow > 0, x.lerp(-F.max_pool2d(-x, 3, 1, 1), (grow - k).clamp(0, 1)), x.lerp(F.max_pool2d(x, 3, 1, 1), (-grow - k).clamp(0, .6)))
         x = x - rim
         if self.drop: x = x * F.interpolate((torch.rand(n, 1, 8, 8, generator=generator) >= self.drop * strength).to(x), x.shape[-2:])
         return (F.grid_sample(x, grid.to(x.dtype), align_corners=False) + rim).clamp(0, 1)
@@ -352,6 +354,7 @@ class FineGrainedConfig:
         if min(self.batch, self.unlabelled_batch) < 2: raise ValueError("a batch has at least 2 instances: a triplet needs another one")
         if self.kd == "neighbours" and self.distils and not 2 <= self.k < min(self.batch, self.unlabelled_batch): raise ValueError(f"k is {self.k}; neighbours are looked for within batches of {self.batch} and {self.unlabelled_batch}")
         if self.distance == "higher-order" and self.readout != "discriminative": raise ValueError("the higher-order distance is learnt on the discriminative feature: leave readout='discriminative'")
+        if self.w_jigsaw and (clash := [k for k in ("w_unlabelled", "w_edge", "w_kd_unlabelled") if getattr(self, k)]): raise ValueError(f"w_jigsaw shuffles the unlabelled photos, which {' and '.join(clash)} want whole: train on one after the other, with start=")
         if not any(self.weights.values()): raise ValueError("all weights are 0: nothing to learn")
 
     @property
@@ -437,6 +440,7 @@ def split_instances(photos: ImageSet, sketches: ImageSet,
     "Whole instances go to one side or the other, a photo with all its sketches."
     if not 0 < fraction < 1: raise ValueError(f"fraction is {fraction}; wanted a number between 0 and 1")
     n = len(photos)
+    if n < 4: raise ValueError(f"{n} instances cannot be parted: both sides want two at least")
     held = photos.instances[torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:max(round(n * fraction), 2)]]
     sides = [tuple(d.take(torch.isin(d.instances, held) == side) for d in (photos, sketches)) for side in (False, True)]
     return sides[0], sides[1]
@@ -597,11 +601,12 @@ class FineGrained:
         self.pairs = InstancePairs(photos, sketches) if c.labelled else None
         self.photos = torch.stack([unlabelled.source[i] for i in range(len(unlabelled))]) if c.unlabelled else None
         self.pseudo = None if pseudo is None or not c.unlabelled else torch.stack([pseudo.source[i] for i in range(len(pseudo))])
+        if self.pseudo is not None and len(self.pseudo) != len(self.photos): raise ValueError(f"pseudo holds a pseudo-sketch of each unlabelled photo; found {len(self.pseudo)} for {len(self.photos)}")
         encoder = start if isinstance(start, BridgedEncoder) else FineEncoder(c.backbone, c.size, c.channels, json.loads(c.backbone_args), c.readout, c.distance)
         if start is not None and start is not encoder: encoder.backbone.load_state_dict(start.backbone.state_dict()), encoder.centre.load_state_dict(start.centre.state_dict())
         heads = {"jigsaw": nn.Linear(encoder.backbone.dims[0], len(PUZZLES))} if c.w_jigsaw else {}
         if c.distils:
-            self.taught = {k: self._taught(teacher, x) for k, x in (("photo", self.pairs.pixels[Modality.PHOTO]), ("unlabelled", self.photos)) if x is not None}
+            self.taught = {k: self._taught(teacher, x) for k, x in (("photo", self.pairs and self.pairs.pixels[Modality.PHOTO]), ("unlabelled", self.photos)) if x is not None}
             if c.kd == "regress": heads["regress"] = nn.Linear(encoder.backbone.dims[1], next(iter(self.taught.values())).shape[2])
         self.encoder, self.terms = encoder, Terms({**c.weights, "distance": c.w_distance if c.distance == "higher-order" else 0.})
         learner = _Learner(encoder, heads).to(self.fabric.device)
@@ -673,7 +678,7 @@ class FineGrained:
         for g in self.optimizer.param_groups: g["lr"] = c.lr * min(1., (self.step_number + 1) / max(c.warmup, 1))
         self.optimizer.zero_grad()
         self.fabric.backward(loss)
-        self.fabric.clip_gradients(self.learner, self.optimizer, max_norm=c.clip)
+        self.fabric.clip_gradients(self.learner, self.optimizer, max_norm=c.clip, error_if_nonfinite=c.precision != "16-mixed")  # there the loss scaler leaves such a step out
         self.optimizer.step()
         self.step_number += 1
         if self.average is not None: self._blend()

@@ -91,6 +91,10 @@ class PixelGenerator(Generator):
             if channels == 1: self.level.bias.fill_(2.)  # mostly paper
         self.to(memory_format=torch.channels_last)
 
+    def tables(self) -> list[nn.Parameter]:
+        "What a class has of its own: one row of each."
+        return [self.embedding.weight, *(p for n in self.norms for p in (n.scale, n.shift))]
+
     def forward(self,
                 noise: Tensor,                # (N,latent)
                 label: Tensor | None = None):  # (N,) long; -> (N,channels,size,size) in [0,1]
@@ -237,6 +241,10 @@ class StrokeGenerator(Generator):
         self.pressure = nn.Parameter(torch.full((rows, pages), 3.))
         self.register_buffer("projection", torch.randn(latent, pages))
         self.register_buffer("softness", torch.tensor(float(soft[0])))
+
+    def tables(self) -> list[nn.Parameter]:
+        "What a class has of its own: one row of each."
+        return [self.points, self.seen, self.pressure]
 
     def strokes(self,
                 noise: Tensor,                # (N,latent)

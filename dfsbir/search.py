@@ -7,7 +7,7 @@ __all__ = ['THUMB', 'FORMAT', 'PART', 'decode_photo', 'GalleryMismatch', 'Item',
            'index_photos', 'sketch_from_strokes', 'Searcher']
 
 # %% ../nbs/11_search.ipynb #17a87585
-import copy, hashlib, io, json, math, os, re, struct
+import copy, hashlib, io, json, math, os, re, struct, threading
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -34,7 +34,7 @@ def _draft(data, side):
             if image.format != "JPEG" or image.width * image.height > MAX_PIXELS: return None
             image.draft(None, (2 * side, 2 * side))
             return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, SyntaxError, ValueError, IndexError, struct.error, Image.DecompressionBombError): return None  # open_image says what is wrong
+    except (OSError, SyntaxError, ValueError, TypeError, ArithmeticError, LookupError, struct.error, Image.DecompressionBombError): return None  # open_image says what is wrong
 
 def _jpeg(image):
     out, side = io.BytesIO(), min(THUMB, *image.size)
@@ -153,7 +153,7 @@ class Hits:
             x, y = gap + n % columns * (side + gap), gap + n // columns * (side + line + gap)
             sheet.paste(picture, (x, y))
             if n < len(asked): draw.rectangle((x, y, x + side - 1, y + side - 1), outline="black")
-            while draw.textlength(caption, font) > side: caption = caption[:-6] + "…" + caption[-5:] if len(caption) > 8 else caption[:-1]
+            while draw.textlength(caption, font) > side: caption = caption[:-7] + "…" + caption[-5:] if len(caption) > 8 else caption[:-1]
             draw.text((x, y + side + 1), caption, "black", font)
         return sheet
 
@@ -233,8 +233,12 @@ class _Files:
         self.root, self.size, self.known = Path(root).resolve(), size, frozenset()
         if not self.root.is_dir(): raise FileNotFoundError(f"{root} is not a folder of photos")
         self.items = []
-        for top, folders, names in os.walk(self.root):
-            folders[:] = [f for f in folders if not f.startswith(".")]
+        seen = set()
+        for top, folders, names in os.walk(self.root, followlinks=True):
+            here = os.stat(top)
+            if (here.st_dev, here.st_ino) in seen: folders.clear(); continue  # a link back to where we were
+            seen.add((here.st_dev, here.st_ino))
+            folders[:] = sorted(f for f in folders if not f.startswith("."))
             for name in names:
                 if name.startswith(".") or os.path.splitext(name)[1].lower() not in IMAGE_SUFFIXES or not os.path.isfile(path := os.path.join(top, name)): continue
                 stat, parts = os.stat(path), Path(os.path.relpath(path, self.root)).parts
@@ -256,6 +260,7 @@ class _Files:
 class _Set:
     "The photos of an ImageSet."
     def __init__(self, images):
+        if images.modality is not Modality.PHOTO: raise ValueError(f"a gallery holds photos; found an ImageSet of modality {images.modality}")
         self.images, self.known = images, frozenset()
         names = images.paths or [f"image {n}" for n in range(len(images))]
         self.items = [Item(name, 3 * images.size**2, "", images.classes[c]) for name, c in zip(names, images.labels.tolist())]
@@ -310,21 +315,24 @@ def _embedded_on_ray(source, todo, encoder, batch_size, address):
         yield [(int(i), c, torch.frombuffer(bytearray(v), dtype=torch.float32) if v else None, t, r or None) for i, c, v, t, r in zip(*(batch[k] for k in ("item", "checksum", "vector", "thumb", "reason")))]
 
 # %% ../nbs/11_search.ipynb #54aacf90
-_held = set()  # galleries that this process is writing: the system's lock tells processes apart, not threads
+_held, _holding = set(), threading.Lock()  # galleries that this process is writing: the system's lock tells processes apart, not threads
 
 @contextmanager
 def _only_writer(folder):
     "Holds the gallery's lock; raises BlockingIOError that names it where somebody else does."
     lock, key = folder / "lock", str(folder.resolve())
-    with open(lock, "a+") as f:
-        try:
-            if key in _held: raise OSError
-            if os.name == "nt": import msvcrt; msvcrt.locking(f.fileno(), msvcrt.LK_NBLCK, 1)
-            else: import fcntl; fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as e: raise BlockingIOError(f"{lock} is held: another process or thread is indexing into {folder}; wait for it, or name another gallery") from e
+    held = BlockingIOError(f"{lock} is held: another process or thread is indexing into {folder}; wait for it, or name another gallery")
+    with _holding:
+        if key in _held: raise held  # before the file is opened: closing it again would let the system's lock go
         _held.add(key)
-        try: yield
-        finally: _held.remove(key)
+    try:
+        with open(lock, "a+") as f:
+            try:
+                if os.name == "nt": import msvcrt; msvcrt.locking(f.fileno(), msvcrt.LK_NBLCK, 1)
+                else: import fcntl; fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as e: raise held from e
+            yield
+    finally: _held.remove(key)
 
 # %% ../nbs/11_search.ipynb #16b328ba
 PART = 512  # new photos after which a run puts down what it has
@@ -443,7 +451,9 @@ class Searcher:
         "A file or a PIL image as the encoder looks at it: a photo just as the gallery's were."
         if isinstance(image, Image.Image):
             file, name = io.BytesIO(), f"the {modality}"
-            ImageOps.exif_transpose(image).save(file, "TIFF")
+            image = ImageOps.exif_transpose(image)
+            mode = "RGBA" if "transparency" in image.info else {"HSV": "RGB", "La": "LA", "RGBa": "RGBA"}.get(image.mode, image.mode)  # as a TIFF can say it
+            image.convert(mode).save(file, "TIFF")
             data = file.getvalue()
         else:
             if not Path(image).is_file(): raise FileNotFoundError(f"there is no {modality} {image}")
@@ -506,6 +516,7 @@ def _add_index(self, recall: float = .95,               # to reach, in (0,1]
     card = {"format": FORMAT, "gallery": self.digest, "recall@10": round(measured, 4), "looked into": index.nprobe, "cells": cells, "queries": len(asked)}
     with _only_writer(require_writable(self.folder, 2 * self.vectors.nbytes)):
         save_state(self.folder / "index.safetensors", {"index": torch.from_numpy(faiss.serialize_index(index))}, card)
+    self._index = index
     return {k: v for k, v in card.items() if k not in ("format", "gallery")}
 
 def _approximately(self, queries, k):
@@ -531,7 +542,8 @@ def _to_parquet(self, path):  # file to write
     "Writes paths, labels, sizes, checksums and vectors as one Parquet table."
     try: import pyarrow, pyarrow.parquet
     except ImportError as e: raise ImportError("Parquet needs an extra: pip install 'dfsbir[search]'") from e
-    columns = {k: pyarrow.array([getattr(i, k) for i in self.items]) for k in ("path", "label", "size", "checksum")}
+    def told(v): return v.encode("utf-8", "backslashreplace").decode() if isinstance(v, str) else v  # a file's name may be no text
+    columns = {k: pyarrow.array([told(getattr(i, k)) for i in self.items]) for k in ("path", "label", "size", "checksum")}
     columns["label"] = columns["label"].cast(pyarrow.string())
     columns["vector"] = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(self.vectors.flatten().numpy()), self.vectors.shape[1])
     table = pyarrow.table(columns).replace_schema_metadata({"dfsbir.format": FORMAT, "dfsbir.encoder": self.encoder_id})

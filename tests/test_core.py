@@ -19,6 +19,13 @@ def test_equal_states_are_equal_files(tmp_path):
     assert found == {"weights": {}, "step": 7, "names": ["x", None, True], "pair": (1, 2.5)} and read_card(files[0]) == {"classes": ["car", "cat"], "seed": 3}
 
 
+def test_keys_that_look_like_paths(tmp_path):
+    state = {"a.b": torch.zeros(2), "a": {"b": torch.ones(2)}}
+    save_state(tmp_path / "s.safetensors", state)
+    found = load_state(tmp_path / "s.safetensors")
+    assert torch.equal(found["a.b"], torch.zeros(2)) and torch.equal(found["a"]["b"], torch.ones(2))
+
+
 def test_a_file_of_the_first_run_folders(tmp_path):
     "They kept skeleton and card as two entries."
     save_file({"t.a": torch.ones(2)}, tmp_path / "old.safetensors", {"skeleton": json.dumps({"dict": [["a", {"tensor": "t.a"}], ["n", {"value": 1}]]}), "card": json.dumps({"seed": 5})})

@@ -420,3 +420,35 @@ def test_real_qmul(category, train, test):
         assert len(photos) == len(sketches) == n and photos.instances.equal(sketches.instances)
         assert len(set(read_triplets(root, category, split)[:, 0].tolist())) == n
     assert sketches[n - 1][0].mean() > .5 and photos[n - 1][0].mean() > .5, "dark lines on white"
+
+# ---- files of odd kinds
+def test_odd_exif_is_a_broken_image(tmp_path):
+    "A resolution that is text, in a photo that has to be turned: skipped and listed, not raised through."
+    for k in range(2): picture(tmp_path/"cat"/f"{k}.png")
+    exif = Image.Exif()
+    exif[0x112], exif[0x11A] = 6, 72.
+    odd = picture(tmp_path/"cat"/"odd.jpg", exif=exif)
+    data = bytearray(odd.read_bytes())
+    at = next(data.find(tag) for tag in (b"\x01\x1a\x00\x05", b"\x1a\x01\x05\x00") if tag in data)
+    kind = at + (3 if data[at] == 1 else 2)
+    data[kind] = 2  # ASCII
+    odd.write_bytes(data)
+    with pytest.warns(UserWarning, match="1 of 3 images are broken"): found = read_folder(tmp_path, "photo", 16, on_error="skip")
+    assert len(found) == 2 and found.broken[0][0].endswith("odd.jpg")
+
+@pytest.mark.parametrize("top", [1., 255.])
+def test_float_images_run_to_one_or_to_255(tmp_path, top):
+    Image.fromarray(np.full((20, 20), .8*top, np.float32)).save(tmp_path/"f.tif")
+    assert (open_image(tmp_path/"f.tif", "photo", 16) == 204).all()
+    Image.fromarray(np.full((20, 20), np.nan, np.float32)).save(tmp_path/"n.tif")
+    with pytest.raises(BrokenImage, match="NaN or infinite"): open_image(tmp_path/"n.tif", "photo", 16)
+
+def test_hidden_folders_hold_no_training_images(tree):
+    picture(tree/"cat"/".thumbs"/"0.png")
+    assert len(read_folder(tree, "photo", 16)) == 6
+
+def test_modalities_in_the_plural_are_no_classes(tmp_path):
+    for m in ("photos", "sketches"): picture(tmp_path/m/"cat"/"0.png")
+    with pytest.raises(ValueError, match="'photos', 'sketches'.*are no classes: name them 'photo' and 'sketch'"): read_folder(tmp_path, "photo", 16)
+
+def test_a_split_of_names_that_are_no_text(): assert hashed_split(.5)(os.fsdecode(b"caf\xe9.png")) in ("train", "test")

@@ -15,7 +15,7 @@ from dfsbir import explore as ex
 from dfsbir.core import MODALITIES, Modality
 from dfsbir.data import toy_pairs
 from dfsbir.evaluation import append_results
-from dfsbir.inversion import draw_strokes
+from dfsbir.inversion import PixelGenerator, draw_strokes
 from dfsbir.search import Searcher, index_photos
 
 CLASSES = ("bottle", "car", "fish")
@@ -163,6 +163,15 @@ def test_a_walk_begins_and_ends_at_its_classes(run):
         torch.testing.assert_close(ex._between(g, 0, 2, 1.0)(noise, torch.tensor([0])), g(noise, torch.tensor([2])))
         assert torch.equal(ex._between(g, 0, 2, 0.0)(noise, torch.tensor([0])), g(noise, torch.tensor([0])))
         assert not torch.equal(ex._between(g, 0, 2, 0.5)(noise, torch.tensor([0])), g(noise, torch.tensor([0])))
+
+
+@pytest.mark.parametrize("classes, channels", [(12, 3), (4, 1), (16, 3)])
+def test_a_walk_leaves_alone_what_all_classes_share(classes, channels):
+    "Even where a convolution happens to have as many channels as there are classes."
+    torch.manual_seed(0)
+    g, noise = PixelGenerator(classes, channels, 16, 8, 8).eval().requires_grad_(False), torch.randn(1, 8)
+    for p in g.tables(): p.normal_(1, .3)
+    torch.testing.assert_close(ex._between(g, 0, 1, 1.)(noise, torch.tensor([0])), g(noise, torch.tensor([1])))
 
 
 def test_guidance_changes_copies_alone(run):

@@ -231,6 +231,18 @@ def test_structure():
     assert torch.allclose(s(one), one, atol=1e-5), "colour is left alone, and new ground is the border's"
 
 
+def test_lines_grow_by_the_same_share_at_any_size():
+    "Up to `width` pixels in 64 either way, on each side of a bar."
+    width = Structure(turn=0, stretch=0, shear=0, shift=0, bend=0, drop=0)
+    def spread(side):
+        x = torch.ones(200, 1, side, side)
+        x[..., side // 2 - side // 16:side // 2 + side // 16] = 0
+        ink = (1 - width(x, 1., torch.Generator().manual_seed(0))[:, 0, side // 2]).sum(1) * 64 / side
+        return ink.min().item(), ink.max().item()
+    small, large = spread(64), spread(256)
+    assert small[0] < 7.1 and small[1] > 9.4 and large[0] < 7.1 and large[1] > 9.4 and max(small[1], large[1]) <= 9.7 and min(small[0], large[0]) >= 6.3
+
+
 def test_line_art_keeps_lines_dark():
     x = torch.ones(1, 1, 256, 256)
     x[:, :, 128, 40:200] = 0
@@ -287,6 +299,8 @@ def test_split_instances():
     photos, sketches = several(10)
     (p, s), (vp, vs) = split_instances(photos, sketches, .3, seed=1)
     assert len(p) == 7 and len(s) == 21 and len(vp) == 3 and len(vs) == 9
+    with pytest.raises(ValueError, match="3 instances cannot be parted"):
+        split_instances(*several(3), .5)
     assert not set(p.instances.tolist()) & set(vp.instances.tolist()) and set(vs.instances.tolist()) == set(vp.instances.tolist())
 
 
@@ -365,7 +379,7 @@ def test_sensitivity(tmp_path):
 
 def test_config_refuses():
     for changes, says in ((dict(miner="soft"), "miner is one of"), (dict(ema=1.), "ema is 1.0"), (dict(batch=1), "at least 2"), (dict(w_cross=0.), "all weights are 0"), (dict(w_kd_photo=1., k=40), "k is 40"), (dict(kd="other"), "kd is one of"),
-                          (dict(distance="higher-order", readout="both"), "higher-order")):
+                          (dict(distance="higher-order", readout="both"), "higher-order"), (dict(w_jigsaw=1., w_edge=1., w_kd_unlabelled=1.), "which w_edge and w_kd_unlabelled want whole")):
         with pytest.raises(ValueError, match=says): FineGrainedConfig(**changes)
     with pytest.raises(TypeError, match="batch wants int"): FineGrainedConfig(batch="32")
     with pytest.raises(ValueError, match="preset is one of"): FineGrainedConfig.preset("best")
@@ -384,10 +398,17 @@ def test_what_is_missing_is_named(toy):
     with pytest.raises(ValueError, match="pass photos and sketches"): FineGrained(config)
     with pytest.raises(ValueError, match="pass unlabelled"): FineGrained(config, *toy)
     with pytest.raises(ValueError, match="pass a teacher"): FineGrained(config, *toy, unlabelled=toy[0])
+    with pytest.raises(ValueError, match="a pseudo-sketch of each unlabelled photo; found 5 for 16"):
+        FineGrained(FineGrainedConfig.preset("edge-pretext", **TINY), unlabelled=toy[0], pseudo=toy[1].take(range(5)))
     with pytest.raises(ValueError, match="a batch of 17 wants as many pairs; found 16"): make("triplet", toy, batch=17)
 
 
 # ---- training
+
+def test_a_student_of_unlabelled_photos_alone(toy, teacher):
+    method = FineGrained(FineGrainedConfig(**TINY, w_cross=0., w_kd_unlabelled=1.), unlabelled=toy[0], teacher=teacher)
+    assert method.step()["kd_unlabelled"] > 0
+
 
 @pytest.mark.parametrize("preset", FINE_PRESETS)
 def test_every_preset_takes_a_step(preset, toy, teacher):

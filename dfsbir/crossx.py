@@ -258,11 +258,12 @@ class CrossX:
     PARTS = ("estimator", "distiller", "bank")
 
     def state_dict(self) -> dict:
-        return {**{k: getattr(self, k).state_dict() for k in self.PARTS}, "rng": rng_state(), "position": self.position}
+        return {**{k: getattr(self, k).state_dict() for k in self.PARTS}, "scaler": self.fabric.strategy.precision.state_dict(), "rng": rng_state(), "position": self.position}
 
     def load_state_dict(self, state: dict):  # what `state_dict` gave
         "Puts everything back to where it was between two actions."
         for k in self.PARTS: getattr(self, k).load_state_dict(state[k])
+        if state.get("scaler"): self.fabric.strategy.precision.load_state_dict(state["scaler"])  # of the loss, under 16-mixed
         self.position, self.drawn = state["position"], state["rng"]
         set_rng_state(self.drawn)
 

@@ -710,10 +710,11 @@ class FineGrained:
 
     def state_dict(self) -> dict:
         return {"learner": self.learner.state_dict(), "average": self.average, "optimizer": self.optimizer.state_dict(), "draws": self.draws.get_state(), "decks": {k: {"left": d.left, "generator": d.generator.get_state()} for k, d in self.decks.items()},
-                "rng": rng_state(), "step": self.step_number, "epoch": self.epoch, "best": self.best}
+                "scaler": self.fabric.strategy.precision.state_dict(), "rng": rng_state(), "step": self.step_number, "epoch": self.epoch, "best": self.best}
 
     def load_state_dict(self, s: dict):  # what `state_dict` gave
         self.learner.load_state_dict(s["learner"]), self.optimizer.load_state_dict(s["optimizer"]), self.draws.set_state(s["draws"]), set_rng_state(s["rng"])
+        if s.get("scaler"): self.fabric.strategy.precision.load_state_dict(s["scaler"])  # of the loss, under 16-mixed
         if self.average is not None: self.average = {k: v.to(self.fabric.device) for k, v in s["average"].items()}
         for k, d in self.decks.items():
             d.left = s["decks"][k]["left"]

@@ -10,6 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision
 from torch import nn
 from torchvision.utils import save_image
 
@@ -551,6 +553,25 @@ def test_bf16_on_the_cpu(teachers, tmp_path, preset):
     check(crossx.fit(run, progress=False))
     for e in load_encoders(run.encoders).values():
         assert all(v.dtype in (torch.float32, torch.int64) for v in e.state_dict().values())
+
+
+def test_the_loss_scale_goes_on_where_it_stopped(teachers, tmp_path):
+    "16-mixed as on a GPU: a scaler that grows every second step."
+    config = replace(CONFIGS["dfsbir"], precision="16-mixed")
+    def begin16(folder):
+        fabric = Fabric(accelerator="cpu", devices=1, plugins=MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=16., growth_interval=2)))
+        return CrossX(*teachers, config, fabric=fabric), RunFolder(folder, asdict(config))
+    straight, run = begin16(tmp_path / "whole")
+    straight.fit(run, progress=False)
+    stopped, part = begin16(tmp_path / "part")
+    press_during(stopped, 5)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.fit(part, progress=False)
+    again, part = begin16(tmp_path / "part")
+    again.fit(part, progress=False)
+    scales = [c.fabric.strategy.precision.scaler.get_scale() for c in (straight, stopped, again)]
+    assert scales[0] == scales[2] > scales[1] > 16
+    assert_same(result(part), result(run))
 
 
 TWO = SCRIPT + """

@@ -9,6 +9,8 @@ from dataclasses import fields
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision
 
 from dfsbir import finegrained as module
 from dfsbir.core import RunFolder, save_state
@@ -498,6 +500,21 @@ def test_an_encoder_is_kept(tmp_path, distance, toy):
 def test_low_precision(toy, teacher):
     values = make("full", toy, teacher, precision="bf16-mixed").step()
     assert all(math.isfinite(v) for v in values.values())
+
+
+def test_a_step_that_overflows_is_left_out_and_the_scale_is_kept(toy):
+    "16-mixed as on a GPU."
+    def method(scale):
+        fabric = Fabric(accelerator="cpu", devices=1, plugins=MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=scale)))
+        return FineGrained(FineGrainedConfig.preset("triplet", **TINY, precision="16-mixed"), *toy, fabric=fabric)
+    far, near = method(2.**60), method(16.)
+    before = {k: v.clone() for k, v in far.encoder.named_parameters()}
+    far.step(), near.step()
+    assert all(torch.equal(v, before[k]) for k, v in far.encoder.named_parameters()) and far.fabric.strategy.precision.scaler.get_scale() == 2.**59
+    assert any(not torch.equal(v, before[k]) for k, v in near.encoder.named_parameters())
+    again = method(16.)
+    again.load_state_dict(far.state_dict())
+    assert again.fabric.strategy.precision.scaler.get_scale() == 2.**59
 
 
 def test_a_bad_rate_is_an_error_not_a_result(toy):

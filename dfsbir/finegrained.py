@@ -668,7 +668,7 @@ class FineGrained:
         first, second = ({k: v[i] for k, v in out.items()} for i in (0, 1))
         ids, metric = about.get("ids"), self.encoder.distance.metric()
         def triplets(a, b, margin, ids=ids, metric=None): return lambda: triplet_loss(first[a], first[b], ids, ids, margin, c.miner, metric)
-        def kd(anchor, photos): return lambda: self._kd(second[anchor], second[photos], self.taught[photos][about[f"{photos} at"]], anchor == photos)
+        def kd(anchor, photos): return lambda: self._kd(second[anchor], second[photos], self.taught[photos][about[f"{photos} at"]])
         def jigsaw(): return sum(F.cross_entropy(self.learner.heads["jigsaw"](first[k]) * 10, about[f"{k} puzzle"]) for k in ("unlabelled", "edge")) / 2
         every = {"cross": triplets("sketch", "photo", c.margin_cross, metric=metric), "photo": triplets("photo", "photo+", c.margin_photo), "sketch": triplets("sketch", "sketch+", c.margin_sketch),
                  "kd_unlabelled": kd("unlabelled", "unlabelled"), "kd_photo": kd("photo", "photo"), "kd_sketch": kd("sketch", "photo"),
@@ -684,7 +684,7 @@ class FineGrained:
         if self.average is not None: self._blend()
         return self.terms.log()
 
-    def _kd(self, anchors, photos, taught, same):
+    def _kd(self, anchors, photos, taught):
         "Knowledge of the teacher's photo space, in one of three forms."
         c, itself = self.config, torch.eye(len(anchors), dtype=torch.bool, device=anchors.device)
         if c.kd == "regress": return (1 - F.cosine_similarity(self.learner.heads["regress"](anchors), taught)).mean()

@@ -1,4 +1,5 @@
 """Installs dfsbir.  Everything it says about itself is read from settings.ini."""
+
 from configparser import ConfigParser
 from pathlib import Path
 

@@ -1,7 +1,10 @@
 """What the test files share: one thread a process, the real data, copies of the tree, slow tests first, seconds per file."""
+
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: tests run side by side, one core each
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # before torch is imported: tests run side by side, one core each
 
 import shutil
 from collections import defaultdict
@@ -10,8 +13,30 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PARTS = ("nbs", "dfsbir", "run", "settings.ini", "setup.py", "pyproject.toml", "constraints.txt", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md")
-SLOW = ("test_sweep.py", "test_notebooks.py", "test_browser.py", "test_tour.py", "test_finegrained.py", "test_experiments.py", "test_readme.py", "test_package.py")
+PARTS = (
+    "nbs",
+    "dfsbir",
+    "run",
+    "settings.ini",
+    "setup.py",
+    "pyproject.toml",
+    "constraints.txt",
+    "MANIFEST.in",
+    "README.md",
+    "LICENSE",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+)
+SLOW = (
+    "test_sweep.py",
+    "test_notebooks.py",
+    "test_browser.py",
+    "test_tour.py",
+    "test_finegrained.py",
+    "test_experiments.py",
+    "test_readme.py",
+    "test_package.py",
+)
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +52,11 @@ def tree(tmp_path):
     top.mkdir()
     for part in PARTS:
         if (ROOT / part).is_dir():
-            shutil.copytree(ROOT / part, top / part, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "runs"))
+            shutil.copytree(
+                ROOT / part,
+                top / part,
+                ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "runs"),
+            )
         else:
             shutil.copy2(ROOT / part, top / part)
     return top
@@ -36,8 +65,17 @@ def tree(tmp_path):
 @pytest.fixture
 def elsewhere(tree):
     "The environment of a process that lives in `tree`: the package comes from there, no real data, no download."
-    env = {k: v for k, v in os.environ.items() if k not in ("DFSBIR_DATA", "IN_TEST") and not k.startswith(("PYTEST_", "COV_"))}
-    return env | {"PYTHONPATH": str(tree), "HF_HUB_OFFLINE": "1", "XDG_CONFIG_HOME": str(tree.parent / "config"), "OMP_NUM_THREADS": "1"}
+    env = {
+        k: v
+        for k, v in os.environ.items()
+        if k not in ("DFSBIR_DATA", "IN_TEST") and not k.startswith(("PYTEST_", "COV_"))
+    }
+    return env | {
+        "PYTHONPATH": str(tree),
+        "HF_HUB_OFFLINE": "1",
+        "XDG_CONFIG_HOME": str(tree.parent / "config"),
+        "OMP_NUM_THREADS": "1",
+    }
 
 
 @pytest.fixture(scope="session")

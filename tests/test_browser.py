@@ -2,6 +2,7 @@
 
 Headless Chromium driven by Playwright. Screenshots go to the folder that DFSBIR_ARTIFACTS names, else to pytest's temporary one.
 """
+
 import importlib.util
 import os
 import re
@@ -15,12 +16,36 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"))), None)
-MISSING = [name for name in ("playwright", "anywidget", "voila", "jupyterlab") if importlib.util.find_spec(name) is None] + ([] if CHROMIUM else ["a Chromium browser"])
-pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"the browser tests need {', '.join(MISSING)}")
+CHROMIUM = next(
+    filter(
+        None,
+        map(
+            shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+        ),
+    ),
+    None,
+)
+MISSING = [
+    name
+    for name in ("playwright", "anywidget", "voila", "jupyterlab")
+    if importlib.util.find_spec(name) is None
+] + ([] if CHROMIUM else ["a Chromium browser"])
+pytestmark = pytest.mark.skipif(
+    bool(MISSING), reason=f"the browser tests need {', '.join(MISSING)}"
+)
 
-FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync".split()
-PATIENCE = 200  # seconds for anything; a loaded machine is slow, and a test that waits is no slower for it
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+PATIENCE = (
+    200  # seconds for anything; a loaded machine is slow, and a test that waits is no slower for it
+)
 DARK = "c => { const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data; let n = 0; for (let i = 0; i < d.length; i += 4) if (d[i] < 128 && d[i + 3] > 128) n++; return n; }"
 DOT = """c => { const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data, w = c.width;
   for (let i = 0; i < d.length; i += 4) if (d[i + 3] > 200 && Math.min(d[i], d[i + 1], d[i + 2]) < 150) return [(i / 4) % w / w, Math.floor(i / 4 / w) / c.height]; }"""
@@ -30,16 +55,31 @@ DOT = """c => { const d = c.getContext('2d').getImageData(0, 0, c.width, c.heigh
 def desk(tmp_path_factory):
     "A folder with the page and a tiny run, and the environment of a server that knows nothing else."
     top = tmp_path_factory.mktemp("desk")
-    from dfsbir.explore import tiny_run
+    from dfsbir.explore.runs import tiny_run
 
     tiny_run(top / "runs" / "first", images=150, epochs=4, warmup=30, student_steps=8)
     tiny_run(top / "runs" / "second", images=50, epochs=1, warmup=10, student_steps=4)
     shutil.copy(ROOT / "nbs" / "explorer.ipynb", top)
-    settings = top / "home" / ".jupyter" / "lab" / "user-settings" / "@jupyterlab" / "apputils-extension"
+    settings = (
+        top / "home" / ".jupyter" / "lab" / "user-settings" / "@jupyterlab" / "apputils-extension"
+    )
     settings.mkdir(parents=True)
-    (settings / "notification.jupyterlab-settings").write_text('{"fetchNews": "false", "checkForUpdates": false, "doNotDisturbMode": true}')
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "COV_", "JUPYTER", "DFSBIR_"))}
-    env |= {"HOME": str(top / "home"), "JUPYTER_CONFIG_DIR": str(top / "home" / ".jupyter"), "JUPYTER_PLATFORM_DIRS": "0", "PYTHONPATH": str(ROOT), "DFSBIR_RUNS": "runs", "OMP_NUM_THREADS": "1"}
+    (settings / "notification.jupyterlab-settings").write_text(
+        '{"fetchNews": "false", "checkForUpdates": false, "doNotDisturbMode": true}'
+    )
+    env = {
+        k: v
+        for k, v in os.environ.items()
+        if not k.startswith(("PYTEST_", "COV_", "JUPYTER", "DFSBIR_"))
+    }
+    env |= {
+        "HOME": str(top / "home"),
+        "JUPYTER_CONFIG_DIR": str(top / "home" / ".jupyter"),
+        "JUPYTER_PLATFORM_DIRS": "0",
+        "PYTHONPATH": str(ROOT),
+        "DFSBIR_RUNS": "runs",
+        "OMP_NUM_THREADS": "1",
+    }
     return top, env
 
 
@@ -58,7 +98,13 @@ def serve(desk, words):
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     log = top / f"{words[0]}.log"
-    process = subprocess.Popen([sys.executable, "-m", *[w.format(port=port) for w in words]], cwd=top, env=env, stdout=open(log, "w"), stderr=subprocess.STDOUT)
+    process = subprocess.Popen(
+        [sys.executable, "-m", *[w.format(port=port) for w in words]],
+        cwd=top,
+        env=env,
+        stdout=open(log, "w"),
+        stderr=subprocess.STDOUT,
+    )
     for _ in range(PATIENCE * 4):
         if process.poll() is not None:
             break
@@ -92,19 +138,38 @@ def browser():
 def open_page(browser):
     "A new page, and the list in which its errors are collected. Style sheets and formulas that voila's own template takes from elsewhere come empty: with and without a network the page is the same."
     page, errors = browser.new_page(viewport={"width": 1240, "height": 1000}), []
-    page.route(re.compile(r"^https?://(?!127\.0\.0\.1|localhost)"), lambda route: route.fulfill(status=200, body="") if re.search(r"font-?awesome|mathjax", route.request.url, re.I) else route.abort())
+    page.route(
+        re.compile(r"^https?://(?!127\.0\.0\.1|localhost)"),
+        lambda route: (
+            route.fulfill(status=200, body="")
+            if re.search(r"font-?awesome|mathjax", route.request.url, re.I)
+            else route.abort()
+        ),
+    )
     page.set_default_timeout(PATIENCE * 1000)
-    page.on("console", lambda m: errors.append(f"{m.text[:300]} {m.location.get('url', '')}") if m.type == "error" else None)
+    page.on(
+        "console",
+        lambda m: (
+            errors.append(f"{m.text[:300]} {m.location.get('url', '')}")
+            if m.type == "error"
+            else None
+        ),
+    )
     page.on("pageerror", lambda e: errors.append(f"uncaught: {e}"[:300]))
     return page, errors
 
 
 def stroke(page, points):
     "Draws with the mouse; points are shares of the pad's side."
-    page.locator(".dfs-pad").evaluate("e => e.scrollIntoView({block: 'center'})")  # away from JupyterLab's toolbar, whose buttons would take the mouse
+    page.locator(".dfs-pad").evaluate(
+        "e => e.scrollIntoView({block: 'center'})"
+    )  # away from JupyterLab's toolbar, whose buttons would take the mouse
     page.wait_for_timeout(200)
     box = page.locator(".dfs-pad").bounding_box()
-    x, y = ([box[k] + p[i] * box[side] for p in points] for i, (k, side) in enumerate((("x", "width"), ("y", "height"))))
+    x, y = (
+        [box[k] + p[i] * box[side] for p in points]
+        for i, (k, side) in enumerate((("x", "width"), ("y", "height")))
+    )
     page.mouse.move(x[0], y[0])
     page.mouse.down()
     for to in zip(x[1:], y[1:]):
@@ -122,14 +187,15 @@ def status(page, words):
     return page.locator(".dfs-status").inner_text()
 
 
-def answers(page):
+def predict_log_probs(page):
     return page.locator(".dfs-found img").evaluate_all("all => all.map(i => i.src)")
 
 
 def picture(page, kind=".dfs-panel-image", other_than=None):
     "Waits for the visible tab's picture, and gives its source."
     page.wait_for_function(
-        "([kind, old]) => [...document.querySelectorAll(kind)].some(i => i.offsetParent && i.complete && i.naturalWidth > 60 && i.src !== old)", arg=[kind, other_than]
+        "([kind, old]) => [...document.querySelectorAll(kind)].some(i => i.offsetParent && i.complete && i.naturalWidth > 60 && i.src !== old)",
+        arg=[kind, other_than],
     )
     return page.locator(f"{kind}:visible").get_attribute("src")
 
@@ -155,29 +221,31 @@ def draw_and_find(page, shots, name):
     page.locator(".dfs-pad").wait_for()
     page.locator(".dfs-pad").scroll_into_view_if_needed()
     status(page, "draw something")
-    assert answers(page) == [] and page.locator(".dfs-pad").evaluate(DARK) == 0
+    assert predict_log_probs(page) == [] and page.locator(".dfs-pad").evaluate(DARK) == 0
     stroke(page, [(0.2, 0.25), (0.27, 0.8), (0.6, 0.8), (0.67, 0.25), (0.2, 0.25)])
     assert "best 12 of" in status(page, "1 stroke;")
-    first, ink = answers(page), page.locator(".dfs-pad").evaluate(DARK)
+    first, ink = predict_log_probs(page), page.locator(".dfs-pad").evaluate(DARK)
     assert len(set(first)) == 12 and ink > 500
     stroke(page, [(0.66, 0.35), (0.85, 0.4), (0.82, 0.6), (0.62, 0.62)])
     status(page, "2 strokes;")
-    both = answers(page)
+    both = predict_log_probs(page)
     assert len(both) == 12 and page.locator(".dfs-pad").evaluate(DARK) > ink
     nothing_is_cut(page)
     page.screenshot(path=shots / f"{name}-draw.png")
     page.locator(".dfs-undo").click()
     status(page, "1 stroke;")
-    assert answers(page) == first and page.locator(".dfs-pad").evaluate(DARK) == ink
+    assert predict_log_probs(page) == first and page.locator(".dfs-pad").evaluate(DARK) == ink
     page.locator(".dfs-clear").click()
     status(page, "draw something")
-    assert answers(page) == [] and page.locator(".dfs-pad").evaluate(DARK) == 0
+    assert predict_log_probs(page) == [] and page.locator(".dfs-pad").evaluate(DARK) == 0
     page.locator(".dfs-put").click()
     status(page, "strokes; best 12")
-    assert len(answers(page)) == 12 and page.locator(".dfs-pad").evaluate(DARK) > 100
+    assert len(predict_log_probs(page)) == 12 and page.locator(".dfs-pad").evaluate(DARK) > 100
     remembered = int(page.locator(".dfs-pad").get_attribute("data-points"))
     stroke(page, [(0.1, 0.9), (0.9, 0.95)])  # a remembered drawing, changed
-    page.wait_for_function("n => +document.querySelector('.dfs-pad').dataset.points > n", arg=remembered)
+    page.wait_for_function(
+        "n => +document.querySelector('.dfs-pad').dataset.points > n", arg=remembered
+    )
     status(page, "strokes; best 12")
     page.screenshot(path=shots / f"{name}-remembered.png")
 
@@ -200,7 +268,9 @@ def click_on_the_map(page, shots, name):
     page.mouse.click(box["x"] + at[0] * box["width"], box["y"] + at[1] * box["height"])
     before = picture(page, ".dfs-map-image")
     page.mouse.move(box["x"] + at[0] * box["width"], box["y"] + at[1] * box["height"])
-    page.mouse.wheel(0, -900)  # six times nearer: dots are pictures now, the same one under the pointer
+    page.mouse.wheel(
+        0, -900
+    )  # six times nearer: dots are pictures now, the same one under the pointer
     page.wait_for_timeout(300)
     nothing_is_cut(page)
     page.screenshot(path=shots / f"{name}-map.png")
@@ -224,7 +294,15 @@ def test_voila_page(desk, browser, shots):
         draw_and_find(page, shots, "voila")
         pull_a_slider(page, shots, "voila")
         click_on_the_map(page, shots, "voila")
-        for title in ("Training", "Walk", "Guidance", "Disagreement", "Confusion", "Curves", "Compare"):
+        for title in (
+            "Training",
+            "Walk",
+            "Guidance",
+            "Disagreement",
+            "Confusion",
+            "Curves",
+            "Compare",
+        ):
             show_tab(page, title)
             picture(page)
             assert not "".join(page.locator(".dfs-panel-status").all_text_contents()).strip()
@@ -235,7 +313,7 @@ def test_voila_page(desk, browser, shots):
         status(page, "draw something")
         stroke(page, [(0.2, 0.2), (0.8, 0.8)])
         status(page, "1 stroke;")
-        assert len(answers(page)) == 12
+        assert len(predict_log_probs(page)) == 12
         page.close()
         no_errors(errors, log)
     finally:
@@ -258,7 +336,18 @@ def run_all_cells(page):
 
 
 def test_jupyterlab(desk, browser, shots):
-    process, port, log = serve(desk, ["jupyterlab", "--no-browser", "--port={port}", "--ip=127.0.0.1", "--IdentityProvider.token=tested", "--ServerApp.root_dir=.", "--allow-root"])
+    process, port, log = serve(
+        desk,
+        [
+            "jupyterlab",
+            "--no-browser",
+            "--port={port}",
+            "--ip=127.0.0.1",
+            "--IdentityProvider.token=tested",
+            "--ServerApp.root_dir=.",
+            "--allow-root",
+        ],
+    )
     try:
         page, errors = open_page(browser)
         page.goto(f"http://127.0.0.1:{port}/doc/workspaces/test/tree/explorer.ipynb?token=tested")
@@ -268,7 +357,12 @@ def test_jupyterlab(desk, browser, shots):
         draw_and_find(page, shots, "lab")
         pull_a_slider(page, shots, "lab")
         click_on_the_map(page, shots, "lab")
-        assert page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.stderr'], .jp-OutputArea-output[data-mime-type='application/vnd.jupyter.error']").count() == 0
+        assert (
+            page.locator(
+                ".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.stderr'], .jp-OutputArea-output[data-mime-type='application/vnd.jupyter.error']"
+            ).count()
+            == 0
+        )
         page.keyboard.press("Control+s")
         page.wait_for_timeout(1000)
         page.reload()  # the page forgets, the kernel does not

@@ -1,22 +1,37 @@
 "States in files. (Run folders: test_crossx.py and test_experiments.py; unsafe files: test_teachers.py.)"
+
 import json
 
 import torch
 from safetensors.torch import save_file
 
-from dfsbir.core import load_state, own_randomness, read_card, save_state
+from dfsbir.core.checkpoint import load_state, read_card, save_state
+from dfsbir.core.device import fork_rng
 
-STATE = {"weights": {"b": torch.arange(3.), "a": torch.ones(2, 2)}, "step": 7, "names": ["x", None, True], "pair": (1, 2.5)}
+STATE = {
+    "weights": {"b": torch.arange(3.0), "a": torch.ones(2, 2)},
+    "step": 7,
+    "names": ["x", None, True],
+    "pair": (1, 2.5),
+}
 
 
 def test_equal_states_are_equal_files(tmp_path):
     "The same bytes every time, so that a checksum tells whether weights have changed."
     files = [tmp_path / f"{i}.safetensors" for i in range(12)]
-    for f in files: save_state(f, STATE, {"classes": ["car", "cat"], "seed": 3})
+    for f in files:
+        save_state(f, STATE, {"classes": ["car", "cat"], "seed": 3})
     assert len({f.read_bytes() for f in files}) == 1
     found = load_state(files[0])
-    assert torch.equal(found["weights"].pop("b"), torch.arange(3.)) and torch.equal(found["weights"].pop("a"), torch.ones(2, 2))
-    assert found == {"weights": {}, "step": 7, "names": ["x", None, True], "pair": (1, 2.5)} and read_card(files[0]) == {"classes": ["car", "cat"], "seed": 3}
+    assert torch.equal(found["weights"].pop("b"), torch.arange(3.0)) and torch.equal(
+        found["weights"].pop("a"), torch.ones(2, 2)
+    )
+    assert found == {
+        "weights": {},
+        "step": 7,
+        "names": ["x", None, True],
+        "pair": (1, 2.5),
+    } and read_card(files[0]) == {"classes": ["car", "cat"], "seed": 3}
 
 
 def test_keys_that_look_like_paths(tmp_path):
@@ -28,9 +43,20 @@ def test_keys_that_look_like_paths(tmp_path):
 
 def test_a_file_of_the_first_run_folders(tmp_path):
     "They kept skeleton and card as two entries."
-    save_file({"t.a": torch.ones(2)}, tmp_path / "old.safetensors", {"skeleton": json.dumps({"dict": [["a", {"tensor": "t.a"}], ["n", {"value": 1}]]}), "card": json.dumps({"seed": 5})})
+    save_file(
+        {"t.a": torch.ones(2)},
+        tmp_path / "old.safetensors",
+        {
+            "skeleton": json.dumps({"dict": [["a", {"tensor": "t.a"}], ["n", {"value": 1}]]}),
+            "card": json.dumps({"seed": 5}),
+        },
+    )
     found = load_state(tmp_path / "old.safetensors")
-    assert torch.equal(found["a"], torch.ones(2)) and found["n"] == 1 and read_card(tmp_path / "old.safetensors") == {"seed": 5}
+    assert (
+        torch.equal(found["a"], torch.ones(2))
+        and found["n"] == 1
+        and read_card(tmp_path / "old.safetensors") == {"seed": 5}
+    )
 
 
 def test_another_programs_file_has_no_card(tmp_path):
@@ -44,7 +70,7 @@ def test_random_numbers_of_ones_own_disturb_nobody():
     torch.manual_seed(1)
     before = torch.rand(2)
     try:
-        with own_randomness(7):
+        with fork_rng(7):
             own = torch.rand(3)
             raise KeyError
     except KeyError:

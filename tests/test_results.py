@@ -1,4 +1,5 @@
 """What README and results say is what the runs wrote."""
+
 import ast
 import json
 from collections import defaultdict
@@ -8,24 +9,55 @@ import pytest
 from conftest import ROOT
 
 from dfsbir.baselines import BASELINES
-from dfsbir.evaluation import read_results, results_table
+from dfsbir.evaluation.results import read_results, results_table
 
 RESULTS = ROOT / "nbs" / "results.csv"
 SEEDS = {"toy": 3, "pacs": 3}
-METHODS = {"random", "teacher-features", "teacher-logits", "teacher-posteriors", "crossx-paper", "crossx-dfsbir", "data-dependent"}
+METHODS = {
+    "random",
+    "teacher-features",
+    "teacher-logits",
+    "teacher-posteriors",
+    "crossx-paper",
+    "crossx-dfsbir",
+    "data-dependent",
+}
 
 
 FINE = ("qmul-shoes", "qmul-chairs", "toy-instance")
-TABLES = [(d, ("mAP@all", "Prec@100", "Prec@200"), None) for d in ("toy", "toy/unseen", "pacs", "pacs5/unseen")] + [(d, ("Acc@1", "Acc@5", "Acc@10"), "") for d in FINE]
+TABLES = [
+    (d, ("mAP@all", "Prec@100", "Prec@200"), None)
+    for d in ("toy", "toy/unseen", "pacs", "pacs5/unseen")
+] + [(d, ("Acc@1", "Acc@5", "Acc@10"), "") for d in FINE]
 
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda t: t[0])
 def test_readme_shows_the_table_of_results(table):
-    assert str(results_table(RESULTS, *table)) in (ROOT / "README.md").read_text(encoding="utf-8"), f"README's {table[0]} table is not results_table({RESULTS.name!r}, {', '.join(map(repr, table))})"
+    assert str(results_table(RESULTS, *table)) in (ROOT / "README.md").read_text(
+        encoding="utf-8"
+    ), (
+        f"README's {table[0]} table is not results_table({RESULTS.name!r}, {', '.join(map(repr, table))})"
+    )
 
 
 def test_a_dataset_of_the_results_is_not_forgotten():
-    assert {r["dataset"] for r in read_results(RESULTS)} <= {d for d, *_ in TABLES} | {f"{d}/unseen" for d in FINE} | {"qmul-chairs-short", "pacs5", "pacs5-pairs", "pacs5-pairs/unseen", "pacs-imagenet", "toy32", "toy32/unseen", "toy32-accuracy", "toy32-architectures"} | {f"toy32-overlap{part}" for part in ("", "/all", "/photo-only", "/sketch-only")} | {"pacs-imagenet/all", "pacs-imagenet/photo-only", "pacs-imagenet/sketch-only"}  # sensitivities, switches, overlaps: in the reports
+    assert {r["dataset"] for r in read_results(RESULTS)} <= {d for d, *_ in TABLES} | {
+        f"{d}/unseen" for d in FINE
+    } | {
+        "qmul-chairs-short",
+        "pacs5",
+        "pacs5-pairs",
+        "pacs5-pairs/unseen",
+        "pacs-imagenet",
+        "toy32",
+        "toy32/unseen",
+        "toy32-accuracy",
+        "toy32-architectures",
+    } | {f"toy32-overlap{part}" for part in ("", "/all", "/photo-only", "/sketch-only")} | {
+        "pacs-imagenet/all",
+        "pacs-imagenet/photo-only",
+        "pacs-imagenet/sketch-only",
+    }  # sensitivities, switches, overlaps: in the reports
 
 
 @pytest.mark.parametrize("dataset", ["toy", "pacs"])
@@ -35,7 +67,9 @@ def test_every_method_has_its_seeds_and_all_metrics(dataset):
         if row["dataset"] == dataset:
             seeds[row["method"], row["metric"]].add(row["seed"])
     assert {(m, k) for m in METHODS for k in ("mAP@all", "Prec@100", "Prec@200")} <= set(seeds)
-    assert all(len(s) >= SEEDS[dataset] for s in seeds.values()), {k: s for k, s in seeds.items() if len(s) < SEEDS[dataset]}
+    assert all(len(s) >= SEEDS[dataset] for s in seeds.values()), {
+        k: s for k, s in seeds.items() if len(s) < SEEDS[dataset]
+    }
 
 
 @pytest.mark.parametrize("dataset", ["toy", "pacs"])
@@ -46,8 +80,10 @@ def test_what_the_results_must_show(dataset):
             of[row["method"], row["variant"]].append(row["value"])
     ours = mean(of["crossx-dfsbir", ""])
     assert ours >= mean(of["teacher-posteriors", ""])
-    assert ours >= mean(of["teacher-features", ""]) + .1
-    assert all(ours >= .95 * mean(v) for (method, _), v in of.items() if method == "data-dependent")
+    assert ours >= mean(of["teacher-features", ""]) + 0.1
+    assert all(
+        ours >= 0.95 * mean(v) for (method, _), v in of.items() if method == "data-dependent"
+    )
 
 
 @pytest.mark.parametrize("dataset", FINE)
@@ -58,8 +94,20 @@ def test_the_fine_grained_methods_have_three_seeds(dataset):
             seeds[row["dataset"], row["method"], row["variant"], row["metric"]].add(row["seed"])
     study = "triplet", "triplet-intra", "strong", "full"
     assert {(dataset, m, "", k) for m in study for k in ("Acc@1", "Acc@10")} <= set(seeds)
-    assert all(s == ({0, 1, 2} if m in study else {0}) for (_, m, *_), s in seeds.items()), "three seeds of the study, one of the baselines"
-    if dataset != "toy-instance": assert {m for _, m, *_ in seeds} >= {"holef", "holef-intra", "jigsaw", "jigsaw-intra", "regress", "rkd", "edge-pretrain", "edge2sketch"}
+    assert all(s == ({0, 1, 2} if m in study else {0}) for (_, m, *_), s in seeds.items()), (
+        "three seeds of the study, one of the baselines"
+    )
+    if dataset != "toy-instance":
+        assert {m for _, m, *_ in seeds} >= {
+            "holef",
+            "holef-intra",
+            "jigsaw",
+            "jigsaw-intra",
+            "regress",
+            "rkd",
+            "edge-pretrain",
+            "edge2sketch",
+        }
 
 
 @pytest.mark.parametrize("dataset", ["qmul-shoes", "qmul-chairs"])
@@ -71,7 +119,9 @@ def test_what_the_fine_grained_results_must_show(dataset):
     assert mean(of["full"]) >= 1.15 * mean(of["triplet"])
 
 
-@pytest.mark.parametrize("dataset, ratio", [("toy/unseen", 1.1), ("pacs5/unseen", 1.)])  # PACS's two classes are too few for more: see the ten pairs
+@pytest.mark.parametrize(
+    "dataset, ratio", [("toy/unseen", 1.1), ("pacs5/unseen", 1.0)]
+)  # PACS's two classes are too few for more: see the ten pairs
 def test_what_the_unseen_classes_must_show(dataset, ratio):
     "The space for open classes is above all that the teachers and the baselines have to say, on the toy set by a tenth at least."
     of = defaultdict(list)
@@ -79,7 +129,12 @@ def test_what_the_unseen_classes_must_show(dataset, ratio):
         if row["dataset"] == dataset and row["metric"] == "mAP@all":
             of[row["method"], row["variant"]].append(row["value"])
     others = {k: mean(v) for k, v in of.items() if not k[0].startswith("crossx")}
-    assert {m for m, _ in others} >= {*BASELINES, "teacher-features", "teacher-logits", "teacher-posteriors"}
+    assert {m for m, _ in others} >= {
+        *BASELINES,
+        "teacher-features",
+        "teacher-logits",
+        "teacher-posteriors",
+    }
     assert mean(of["crossx-dfsbir", "open"]) >= ratio * max(others.values())
 
 
@@ -92,15 +147,30 @@ def test_what_other_unseen_pairs_must_show():
     pairs = [v.removeprefix("open, ") for v in of if v.startswith("open, ")]
     assert len(pairs) == 10
     for seed in range(3):
-        best = {p: max(value for v in of if v.startswith(p) for (m, s), value in of[v].items() if m.startswith("teacher-") and s == seed) for p in pairs}
+        best = {
+            p: max(
+                value
+                for v in of
+                if v.startswith(p)
+                for (m, s), value in of[v].items()
+                if m.startswith("teacher-") and s == seed
+            )
+            for p in pairs
+        }
         assert mean(of[f"open, {p}"]["crossx-dfsbir", seed] / best[p] for p in pairs) >= 1.1
 
 
 def test_the_index_shows_the_tables_of_results():
     "The outputs that stay in index.ipynb are those of today's results.csv."
-    cells = [c for c in json.loads((ROOT / "nbs" / "index.ipynb").read_text(encoding="utf-8"))["cells"] if "".join(c["source"]).startswith("results_table(")]
+    cells = [
+        c
+        for c in json.loads((ROOT / "nbs" / "index.ipynb").read_text(encoding="utf-8"))["cells"]
+        if "".join(c["source"]).startswith("results_table(")
+    ]
     shown = {"".join(c["source"]): "".join(c["outputs"][0]["data"]["text/markdown"]) for c in cells}
     assert len(shown) >= 5
     for source, table in shown.items():
         _, *given = ast.literal_eval(source.removeprefix("results_table"))
-        assert table == str(results_table(RESULTS, *given)), f"{source} in index.ipynb is out of date: run the notebook anew"
+        assert table == str(results_table(RESULTS, *given)), (
+            f"{source} in index.ipynb is out of date: run the notebook anew"
+        )

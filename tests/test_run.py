@@ -1,4 +1,5 @@
 """The file behind the README's two commands: what it prints, when it makes the environment, where torch comes from."""
+
 import importlib.machinery
 import importlib.util
 import io
@@ -28,6 +29,7 @@ def run(tmp_path, monkeypatch):
 @pytest.fixture
 def pip(run, monkeypatch):
     "setup() starts nothing: what it would start is listed in .lines; a line that holds a word of .fails ends badly."
+
     class Pip:
         lines, fails = [], []
 
@@ -54,7 +56,11 @@ def test_anything_else_prints_the_help(args):
 def test_the_environment_is_made_once(run, pip, capsys):
     run.setup()
     assert "this takes some minutes" in capsys.readouterr().err
-    assert [line[2:4] for line in pip.lines] == [["venv", str(run.VENV)], ["pip", "install"], ["pip", "install"]]
+    assert [line[2:4] for line in pip.lines] == [
+        ["venv", str(run.VENV)],
+        ["pip", "install"],
+        ["pip", "install"],
+    ]
     assert all(str(ROOT / "constraints.txt") in line for line in pip.lines[1:])
     pip.lines.clear()
     run.setup()
@@ -92,6 +98,7 @@ def test_old_python(run, pip, monkeypatch):
 
 
 # ---- where torch comes from
+
 
 def test_cpu_wheels_without_a_gpu(run, pip):
     assert run.torch_index() == run.TORCH_CPU
@@ -141,15 +148,22 @@ def test_a_named_index_goes_first(run, monkeypatch):
     assert run.torch_index() is None
 
 
-@pytest.mark.parametrize("text, own", [
-    ("global.index-url='https://example.invalid'\n", True),
-    ("global.cert='x'\n:env:.extra-index-url='y'\n", True),
-    ("install.no-index='true'\n", True),
-    ("global.cert='index-url='\nglobal.find-links='x'\n", False),
-    ("", False),
-])
+@pytest.mark.parametrize(
+    "text, own",
+    [
+        ("global.index-url='https://example.invalid'\n", True),
+        ("global.cert='x'\n:env:.extra-index-url='y'\n", True),
+        ("install.no-index='true'\n", True),
+        ("global.cert='index-url='\nglobal.find-links='x'\n", False),
+        ("", False),
+    ],
+)
 def test_pip_has_own_index(run, monkeypatch, text, own):
     fresh = importlib.util.module_from_spec(run.__spec__)
     run.__spec__.loader.exec_module(fresh)
-    monkeypatch.setattr(fresh.subprocess, "run", lambda *args, **kw: subprocess.CompletedProcess(args, 0, stdout=text))
+    monkeypatch.setattr(
+        fresh.subprocess,
+        "run",
+        lambda *args, **kw: subprocess.CompletedProcess(args, 0, stdout=text),
+    )
     assert fresh.pip_has_own_index() is own

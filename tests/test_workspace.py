@@ -1,4 +1,5 @@
 """The workspace's laws: notebooks and package agree, imports go one way, no unsafe habits, settings that fit together."""
+
 import ast
 import configparser
 import json
@@ -15,11 +16,41 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 NUMBERED = sorted((ROOT / "nbs").glob("[0-9][0-9]_*.ipynb"))
+NUMBERED += sorted((ROOT / "nbs").glob("[0-9][0-9]_*/[0-9][0-9]_*.ipynb"))
 NOTEBOOKS = sorted((ROOT / "nbs").rglob("*.ipynb"))
-NOTEBOOKS = [path for path in NOTEBOOKS if not any(part.startswith((".", "_")) or part == "runs" for part in path.relative_to(ROOT).parts)]
-MODULES = sorted(path for path in (ROOT / "dfsbir").rglob("*.py") if path.name not in ("__init__.py", "_modidx.py"))
+NOTEBOOKS = [
+    path
+    for path in NOTEBOOKS
+    if not any(
+        part.startswith((".", "_")) or part == "runs" for part in path.relative_to(ROOT).parts
+    )
+]
+MODULES = sorted(
+    path
+    for path in (ROOT / "dfsbir").rglob("*.py")
+    if path.name not in ("__init__.py", "_modidx.py")
+)
 SCRIPTS = sorted((ROOT / "tests").rglob("*.py")) + [ROOT / "setup.py", ROOT / "run"]
-NUMBER = {path.stem[3:]: int(path.stem[:2]) for path in NUMBERED}  # module name -> its place in the order of imports
+
+
+def module_of(path):
+    "The module that a library notebook exports, told from its place: 01_data/04_toy is data.toy."
+    parts = path.relative_to(ROOT / "nbs").with_suffix("").parts
+    return ".".join(part[3:] for part in parts)
+
+
+def place_of(path):
+    "A library notebook's place in the order of imports: the numbers of its folder and of itself."
+    return tuple(int(part[:2]) for part in path.relative_to(ROOT / "nbs").parts)
+
+
+NOTEBOOK = {module_of(path): path for path in NUMBERED}
+NUMBER = {name: place_of(path) for name, path in NOTEBOOK.items()}
+
+
+def name_of(path):
+    "The dotted name of an exported module, without the package's."
+    return ".".join(path.relative_to(ROOT / "dfsbir").with_suffix("").parts)
 
 
 def settings(top=ROOT):
@@ -38,18 +69,34 @@ def short(path):
 
 def cells(path, kind):
     "The sources of a notebook's cells of one kind."
-    return ["".join(cell["source"]) for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == kind]
+    return [
+        "".join(cell["source"])
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
+        if cell["cell_type"] == kind
+    ]
 
 
 # ---- notebooks and package agree
 
+
 def snapshot(top):
-    return {str(path.relative_to(top)): path.read_bytes() for folder in ("nbs", "dfsbir") for path in sorted((top / folder).rglob("*")) if path.is_file() and "__pycache__" not in path.parts}
+    return {
+        str(path.relative_to(top)): path.read_bytes()
+        for folder in ("nbs", "dfsbir")
+        for path in sorted((top / folder).rglob("*"))
+        if path.is_file() and "__pycache__" not in path.parts
+    }
 
 
 def nbdev(tree, env, *commands):
     for command in commands:
-        done = subprocess.run([Path(sys.executable).with_name(command)], cwd=tree, env=env, capture_output=True, text=True)
+        done = subprocess.run(
+            [Path(sys.executable).with_name(command)],
+            cwd=tree,
+            env=env,
+            capture_output=True,
+            text=True,
+        )
         assert done.returncode == 0, f"{command}: {done.stderr[-2000:]}"
 
 
@@ -57,13 +104,16 @@ def test_export_and_clean_leave_no_diff(tree, elsewhere):
     before = snapshot(tree)
     nbdev(tree, elsewhere, "nbdev_export", "nbdev_clean")
     after = snapshot(tree)
-    changed = [name for name in sorted(before.keys() | after.keys()) if before.get(name) != after.get(name)]
+    changed = [
+        name for name in sorted(before.keys() | after.keys()) if before.get(name) != after.get(name)
+    ]
     assert not changed, f"run nbdev_export and nbdev_clean (./run exec ...): {changed} would change"
 
 
 def test_export_and_clean_see_a_difference(tree, elsewhere):
     "The check above can fail: an edited module comes back, an execution count goes; papermill's tag stays."
-    module, notebook = tree / "dfsbir" / "core.py", tree / "nbs" / "00_core.ipynb"
+    module = tree / "dfsbir" / "core" / "types.py"
+    notebook = tree / "nbs" / "00_core" / "00_types.ipynb"
     was = module.read_bytes()
     module.write_bytes(was + b"\nedited = True\n")
     content = json.loads(notebook.read_text(encoding="utf-8"))
@@ -72,52 +122,89 @@ def test_export_and_clean_see_a_difference(tree, elsewhere):
     notebook.write_text(json.dumps(content), encoding="utf-8")
     nbdev(tree, elsewhere, "nbdev_export", "nbdev_clean")
     assert module.read_bytes() == was
-    first = next(cell for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code")
+    first = next(
+        cell
+        for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+        if cell["cell_type"] == "code"
+    )
     assert first["execution_count"] is None and first["metadata"] == {"tags": ["parameters"]}
 
 
 def test_every_module_has_its_notebook():
-    exported = {}
-    for path in NUMBERED:
-        names = re.findall(r"^#\|\s*default_exp\s+(\S+)", "\n".join(cells(path, "code")), re.MULTILINE)
-        assert names == [path.stem[3:]], f"{short(path)} should export the module of its name, once; found default_exp {names}"
-        exported[path.stem[3:]] = path
-    assert sorted(exported) == sorted(path.stem for path in MODULES)
+    for name, path in NOTEBOOK.items():
+        text = "\n".join(cells(path, "code"))
+        found = re.findall(r"^#\|\s*default_exp\s+(\S+)", text, re.MULTILINE)
+        assert found == [name], f"{short(path)} should export {name}, once; found {found}"
+    assert sorted(NOTEBOOK) == sorted(name_of(path) for path in MODULES)
+
+
+def test_a_folder_has_one_number():
+    "Places in the order of imports are unique: of folders, and of the notebooks in one folder."
+    folders = [path.name[:2] for path in (ROOT / "nbs").glob("[0-9][0-9]_*")]
+    assert len(set(folders)) == len(folders)
+    assert len(set(NUMBER.values())) == len(NUMBER)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=short)
 def test_module_is_exported(path):
     head = path.read_text(encoding="utf-8")[:2000]
-    assert f"# AUTOGENERATED! DO NOT EDIT! File to edit: ../nbs/{NUMBER[path.stem]:02d}_{path.stem}.ipynb." in head
+    source = short(NOTEBOOK[name_of(path)])
+    mark = "# AUTOGENERATED! DO NOT EDIT! File to edit: "
+    assert re.search(rf"{re.escape(mark)}(\.\./)+{re.escape(source)}\.", head)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=short)
+def test_no_long_line_is_exported(path):
+    lines = path.read_text(encoding="utf-8").splitlines()
+    long = [i for i, line in enumerate(lines, 1) if len(line) > 100]
+    assert not long, f"lines over 100 characters: {long}"
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=short)
 def test_notebook_form(path):
     notebook = json.loads(path.read_text(encoding="utf-8"))
-    assert notebook["metadata"].get("kernelspec", {}).get("name") == "python3", "every machine has the kernel python3, no other name is sure"
-    assert path.stat().st_size <= 500_000, f"{path.stat().st_size} bytes: fewer or smaller pictures (dpi 70)"
+    assert notebook["metadata"].get("kernelspec", {}).get("name") == "python3", (
+        "every machine has the kernel python3, no other name is sure"
+    )
+    assert path.stat().st_size <= 500_000, (
+        f"{path.stat().st_size} bytes: fewer or smaller pictures (dpi 70)"
+    )
     assert cells(path, "markdown"), "a notebook tells a story"
-    errors = [output["ename"] for cell in notebook["cells"] for output in cell.get("outputs", []) if output["output_type"] == "error"]
+    errors = [
+        output["ename"]
+        for cell in notebook["cells"]
+        for output in cell.get("outputs", [])
+        if output["output_type"] == "error"
+    ]
     assert not errors, f"committed with a failed cell: {errors}"
 
 
 # ---- imports go one way
 
-def imports(tree):
-    "(module, names or None, line, nested) of each import; relative ones are given the package's name."
+
+def imports(tree, package="dfsbir"):
+    """(module, names or None, line, nested) of each import of a module in `package`; relative
+    ones are given their whole name."""
     top = set(map(id, tree.body))
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield alias.name, None, node.lineno, id(node) not in top
         elif isinstance(node, ast.ImportFrom):
-            module = ".".join(filter(None, ["dfsbir" if node.level else "", node.module or ""]))
+            parents = package.split(".")
+            base = parents[: len(parents) - node.level + 1] if node.level else []
+            module = ".".join(filter(None, [*base, node.module or ""]))
             yield module, [alias.name for alias in node.names], node.lineno, id(node) not in top
+
+
+def package_of(name):
+    "The package that holds a module: of data.toy it is dfsbir.data."
+    return ".".join(["dfsbir", *name.split(".")[:-1]])
 
 
 def import_faults(source, name, number):
     "What in a module's imports breaks the order: `number` maps each module to its place."
-    for module, names, line, _ in imports(ast.parse(source)):
+    for module, names, line, _ in imports(ast.parse(source), package_of(name)):
         if module.split(".")[0] != "dfsbir":
             continue
         other = module.partition(".")[2]
@@ -131,44 +218,85 @@ def import_faults(source, name, number):
 
 @pytest.mark.parametrize("path", MODULES, ids=short)
 def test_imports_from_lower_numbers_only(path):
-    assert not list(import_faults(path.read_text(encoding="utf-8"), path.stem, NUMBER))
+    assert not list(import_faults(path.read_text(encoding="utf-8"), name_of(path), NUMBER))
 
 
-@pytest.mark.parametrize("source", ["from .c import x", "from dfsbir.b import x", "import dfsbir.a", "from .a import *", "from . import a", "def f():\n    from dfsbir.c import x"])
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from .c import x",
+        "from dfsbir.p.b import x",
+        "from ..q.a import x",
+        "import dfsbir.p.a",
+        "from .a import *",
+        "from . import a",
+        "def f():\n    from dfsbir.p.c import x",
+    ],
+)
 def test_import_faults_are_seen(source):
-    number = {"a": 0, "b": 1, "c": 2}
-    assert list(import_faults(source, "b", number))
-    assert not list(import_faults("from .a import x\nfrom dfsbir import __version__\nimport torch", "b", number))
+    number = {"p.a": (0, 0), "p.b": (0, 1), "p.c": (0, 2), "q.a": (1, 0)}
+    assert list(import_faults(source, "p.b", number))
+    good = "from .a import x\nfrom dfsbir import __version__\nimport torch"
+    assert not list(import_faults(good, "p.b", number))
+    assert not list(import_faults("from ..p.c import x", "q.a", number))
 
 
 @cache
 def distributions(*keys):
     "The import names that the requirements under these settings bring, as installed here."
     wanted = {re.sub(r"[-_.]+", "-", r.name).lower() for key in keys for r in requirements(key)}
-    return {module for module, dists in metadata.packages_distributions().items() if wanted & {re.sub(r"[-_.]+", "-", d).lower() for d in dists}}
+    return {
+        module
+        for module, dists in metadata.packages_distributions().items()
+        if wanted & {re.sub(r"[-_.]+", "-", d).lower() for d in dists}
+    }
 
 
 @pytest.mark.parametrize("path", MODULES, ids=short)
 def test_modules_import_what_the_package_requires(path):
     "At the top of a module its requirements alone (explore, which is widgets throughout, has its own extra); inside a function also the extras, which may be absent."
-    core = distributions("requirements", *(["explore_requirements"] if path.stem == "explore" else [])) | set(sys.stdlib_module_names) | {"dfsbir"}
-    extra = core | distributions(*(key for key in settings() if key.endswith("_requirements") and key != "dev_requirements"))
-    wrong = [f"line {line}: {module}" for module, _, line, nested in imports(ast.parse(path.read_text(encoding="utf-8"))) if module.split(".")[0] not in (extra if nested else core)]
+    core = (
+        distributions(
+            "requirements",
+            *(["explore_requirements"] if name_of(path).startswith("explore.") else []),
+        )
+        | set(sys.stdlib_module_names)
+        | {"dfsbir"}
+    )
+    extra = core | distributions(
+        *(key for key in settings() if key.endswith("_requirements") and key != "dev_requirements")
+    )
+    wrong = [
+        f"line {line}: {module}"
+        for module, _, line, nested in imports(
+            ast.parse(path.read_text(encoding="utf-8")), package_of(name_of(path))
+        )
+        if module.split(".")[0] not in (extra if nested else core)
+    ]
     assert not wrong, f"not in settings.ini: {wrong}"
     assert not {"fastcore", "nbdev", "execnb", "IPython"} & extra
 
 
 # ---- unsafe habits
 
+
 def habits(source):
     "Unsafe habits in Python source, by line."
     for node in ast.walk(ast.parse(source)):
         line = getattr(node, "lineno", 0)
         if isinstance(node, ast.ExceptHandler):
-            broad = isinstance(node.type, ast.Name) and node.type.id in ("Exception", "BaseException")
+            broad = isinstance(node.type, ast.Name) and node.type.id in (
+                "Exception",
+                "BaseException",
+            )
             if node.type is None:
                 yield f"line {line}: bare except"
-            elif broad and all(isinstance(step, ast.Pass) or isinstance(step, ast.Expr) and isinstance(step.value, ast.Constant) for step in node.body):
+            elif broad and all(
+                isinstance(step, ast.Pass)
+                or isinstance(step, ast.Expr)
+                and isinstance(step.value, ast.Constant)
+                for step in node.body
+            ):
                 yield f"line {line}: an error of any kind is swallowed"
         if isinstance(node, ast.Call):
             name = ast.unparse(node.func)
@@ -176,7 +304,9 @@ def habits(source):
                 yield f"line {line}: .cuda(): the device comes from the tensors or the config"
             if name == "torch.load" and not any(k.arg == "weights_only" for k in node.keywords):
                 yield f"line {line}: torch.load without weights_only"
-            own = name == "pickle.loads" and ast.unparse(node.args[0]).startswith("pickle.dumps(")  # a copy of what is there already
+            own = name == "pickle.loads" and ast.unparse(node.args[0]).startswith(
+                "pickle.dumps("
+            )  # a copy of what is there already
             if name in ("eval", "exec", "pickle.load", "pickle.loads", "os.system") and not own:
                 yield f"line {line}: {name}"
 
@@ -185,7 +315,11 @@ def python_of(path):
     "The Python of a module, script or notebook (cell by cell), with IPython's own lines left out."
     if path.suffix != ".ipynb":
         return [path.read_text(encoding="utf-8")]
-    return [re.sub(r"^\s*[%!].*$", "", source, flags=re.MULTILINE) for source in cells(path, "code") if not source.startswith("%%")]
+    return [
+        re.sub(r"^\s*[%!].*$", "", source, flags=re.MULTILINE)
+        for source in cells(path, "code")
+        if not source.startswith("%%")
+    ]
 
 
 @pytest.mark.parametrize("path", MODULES + NOTEBOOKS + SCRIPTS, ids=short)
@@ -193,7 +327,19 @@ def test_no_unsafe_habits(path):
     assert not [fault for source in python_of(path) for fault in habits(source)]
 
 
-@pytest.mark.parametrize("source", ["try: f()\nexcept: g()", "try: f()\nexcept Exception: pass", "x.cuda()", "net.to(d).cuda(0)", "torch.load(p)", "eval('1')", "pickle.load(f)", "pickle.loads(b)"])
+@pytest.mark.parametrize(
+    "source",
+    [
+        "try: f()\nexcept: g()",
+        "try: f()\nexcept Exception: pass",
+        "x.cuda()",
+        "net.to(d).cuda(0)",
+        "torch.load(p)",
+        "eval('1')",
+        "pickle.load(f)",
+        "pickle.loads(b)",
+    ],
+)
 def test_unsafe_habits_are_seen(source):
     assert len(list(habits(source))) == 1
 
@@ -210,7 +356,11 @@ def test_no_folder_of_one_machine(path):
     if path.suffix == ".ipynb":  # pictures are base64, which may hold anything
         for cell in (notebook := json.loads(text))["cells"]:
             for output in cell.get("outputs", []):
-                output["data"] = {kind: value for kind, value in output.get("data", {}).items() if kind.startswith("text/")}
+                output["data"] = {
+                    kind: value
+                    for kind, value in output.get("data", {}).items()
+                    if kind.startswith("text/")
+                }
         text = re.sub(r"data:[\w/+]+;base64,[\w+/=\\n]+", "", json.dumps(notebook))
     roots = "|".join(["home", "Users", "root", "work", "tmp", "mnt", "private/var"])
     found = re.findall(rf"(?<![\w.:/<~])/(?:{roots})/[\w.]+[^\s\"']*", text)
@@ -218,10 +368,24 @@ def test_no_folder_of_one_machine(path):
 
 
 def test_no_clear_all():
-    assert settings().getboolean("clear_all") is False and "tags" in settings()["allowed_cell_metadata_keys"].split()
+    assert (
+        settings().getboolean("clear_all") is False
+        and "tags" in settings()["allowed_cell_metadata_keys"].split()
+    )
 
 
 # ---- settings that fit together
+
+
+@pytest.mark.parametrize("line", ["format --check", "check"])
+def test_ruff_is_content(line):
+    "One formatter decides the layout of notebooks, tests and scripts; the linter has no complaint."
+    ruff = Path(sys.executable).with_name("ruff")
+    done = subprocess.run(
+        [ruff, *line.split(), "--no-cache", "."], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-1000:]}"
+
 
 def test_version_is_said_once():
     import dfsbir
@@ -231,23 +395,46 @@ def test_version_is_said_once():
 
 
 def test_constraints_hold_a_version_of_every_requirement():
-    lines = [line for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
-    pins = {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in (line.split("==") for line in lines)}
-    for key in ("requirements", "run_requirements", "onnx_requirements", "imagenet_requirements", "dev_requirements"):
+    lines = [
+        line
+        for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+        if line and not line.startswith("#")
+    ]
+    pins = {
+        re.sub(r"[-_.]+", "-", name).lower(): version
+        for name, version in (line.split("==") for line in lines)
+    }
+    for key in (
+        "requirements",
+        "run_requirements",
+        "onnx_requirements",
+        "imagenet_requirements",
+        "dev_requirements",
+    ):
         for requirement in requirements(key):
             name = re.sub(r"[-_.]+", "-", requirement.name).lower()
             assert name in pins, f"constraints.txt names no version of {name}"
-            assert requirement.specifier.contains(Version(pins[name])), f"{name}=={pins[name]} of constraints.txt is not {requirement}"
+            assert requirement.specifier.contains(Version(pins[name])), (
+                f"{name}=={pins[name]} of constraints.txt is not {requirement}"
+            )
 
 
 def test_one_script_for_every_ci():
-    workflows = [path.read_text(encoding="utf-8") for path in (ROOT / ".github" / "workflows").glob("*.yml")]
+    workflows = [
+        path.read_text(encoding="utf-8") for path in (ROOT / ".github" / "workflows").glob("*.yml")
+    ]
     assert any("bash .ci/run" in text for text in workflows)
-    assert re.search(r"^\./run test\b", (ROOT / ".ci" / "run").read_text(encoding="utf-8"), re.MULTILINE)
+    assert re.search(
+        r"^\./run test\b", (ROOT / ".ci" / "run").read_text(encoding="utf-8"), re.MULTILINE
+    )
     text = "".join(workflows)
     assert all(f'"{version}"' in text for version in ("3.11", "3.12", "3.13"))
 
 
 def test_licence():
     text = (ROOT / "LICENSE").read_text(encoding="utf-8")
-    assert "Apache License" in text and "Version 2.0, January 2004" in text and "END OF TERMS AND CONDITIONS" in text
+    assert (
+        "Apache License" in text
+        and "Version 2.0, January 2004" in text
+        and "END OF TERMS AND CONDITIONS" in text
+    )

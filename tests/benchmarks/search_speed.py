@@ -3,6 +3,7 @@ faiss' flat index, and how long a drawing waits for its answer.
 
 Encoders are made on the spot and untrained: only the clock is asked.  Rounds alternate between what is compared, medians are printed.
 """
+
 import argparse
 import os
 import platform
@@ -19,24 +20,50 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dfsbir.core import MODALITIES, Modality
-from dfsbir.data import TOY_CLASSES, toy_pairs
-from dfsbir.distillation import make_encoder, make_proxies
-from dfsbir.evaluation import embed, rank_topk
-from dfsbir.search import Searcher, decode_photo, index_photos, nearest
-from dfsbir.teachers import Teacher, align_classes, build_net, input_of
+from dfsbir.core.types import MODALITIES, Modality
+from dfsbir.data.toy import toy_pairs
+from dfsbir.data.toy_shapes import TOY_CLASSES
+from dfsbir.evaluation.retrieval import embed, rank_topk
+from dfsbir.search.exact import nearest
+from dfsbir.search.indexing import index_photos
+from dfsbir.search.photo_files import decode_photo
+from dfsbir.search.searcher import Searcher
+from dfsbir.students.encoder import make_encoder
+from dfsbir.students.heads import make_proxies
+from dfsbir.teachers.class_map import align_classes
+from dfsbir.teachers.nets import build_net, input_of
+from dfsbir.teachers.teacher import Teacher
 
 
 def options():
     "The command line."
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     p.add_argument("--photos", type=int, default=10_000, help="toy photos in the gallery")
-    p.add_argument("--net", default="dfsbir/small", help="source/name of the encoders of that gallery")
+    p.add_argument(
+        "--net", default="dfsbir/small", help="source/name of the encoders of that gallery"
+    )
     p.add_argument("--size", type=int, default=64, help="side of their input, px")
-    p.add_argument("--camera-nets", nargs="*", default=["torchvision/resnet18", "timm/efficientnet_lite0"], help="nets that embed photos of 640 x 480 at 224 px")
+    p.add_argument(
+        "--camera-nets",
+        nargs="*",
+        default=["torchvision/resnet18", "timm/efficientnet_lite0"],
+        help="nets that embed photos of 640 x 480 at 224 px",
+    )
     p.add_argument("--camera-photos", type=int, default=256, help="how many of these")
-    p.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) // 2), help="processes that decode")
-    p.add_argument("--threads", type=int, default=max(1, (os.cpu_count() or 2) // 2), help="threads of the net, in both halves of a ratio")
+    p.add_argument(
+        "--workers",
+        type=int,
+        default=max(1, (os.cpu_count() or 2) // 2),
+        help="processes that decode",
+    )
+    p.add_argument(
+        "--threads",
+        type=int,
+        default=max(1, (os.cpu_count() or 2) // 2),
+        help="threads of the net, in both halves of a ratio",
+    )
     p.add_argument("--rounds", type=int, default=3, help="of each comparison")
     return p.parse_args()
 
@@ -46,8 +73,22 @@ def encoders_of(net, size, dim=64):
     source, _, name = net.partition("/")
     classes, (proxies, slack) = list(TOY_CLASSES), make_proxies(len(TOY_CLASSES), dim)
     torch.manual_seed(0)
-    teachers = {m: Teacher(build_net(source, name, len(classes)), classes, input_of(source, size), m, card=dict(source=source, name=name)) for m in MODALITIES}
-    return {m: make_encoder(t, align_classes(classes, classes), proxies, slack[m]).requires_grad_(False).eval() for m, t in teachers.items()}
+    teachers = {
+        m: Teacher(
+            build_net(source, name, len(classes)),
+            classes,
+            input_of(source, size),
+            m,
+            card=dict(source=source, name=name),
+        )
+        for m in MODALITIES
+    }
+    return {
+        m: make_encoder(t, align_classes(classes, classes), proxies, slack[m])
+        .requires_grad_(False)
+        .eval()
+        for m, t in teachers.items()
+    }
 
 
 def seconds(work):
@@ -62,8 +103,10 @@ def threads(n):
     "PyTorch's thread count, for a while."
     before = torch.get_num_threads()
     torch.set_num_threads(n)
-    try: yield
-    finally: torch.set_num_threads(before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def write_photos(folder, images, side=None):
@@ -75,57 +118,105 @@ def write_photos(folder, images, side=None):
         path.parent.mkdir(parents=True, exist_ok=True)
         image = Image.fromarray((x.permute(1, 2, 0) * 255).byte().numpy())
         if side:
-            large = np.asarray(image.resize((side, side * 3 // 4), Image.Resampling.BICUBIC), np.int16)
-            image = Image.fromarray((large + rng.integers(-8, 9, large.shape, np.int16)).clip(0, 255).astype(np.uint8))
+            large = np.asarray(
+                image.resize((side, side * 3 // 4), Image.Resampling.BICUBIC), np.int16
+            )
+            image = Image.fromarray(
+                (large + rng.integers(-8, 9, large.shape, np.int16)).clip(0, 255).astype(np.uint8)
+            )
         image.save(path, quality=90)
     files = list(folder.rglob("*.jpg"))
-    print(f"  {len(files)} files of {image.width} x {image.height}, {sum(f.stat().st_size for f in files) / len(files) / 1000:.1f} kB each")
+    print(
+        f"  {len(files)} files of {image.width} x {image.height}, {sum(f.stat().st_size for f in files) / len(files) / 1000:.1f} kB each"
+    )
     return files
 
 
 def embedding(name, home, photos, files, encoder, args):
     "Files to a gallery, against the forward pass of the same number of images that are in memory already."
-    size, n, found = encoder.normalizer.size, len(files), {"bare": [], "bare, all cores": [], "gallery": [], "gallery, no workers": []}
+    size, n, found = (
+        encoder.normalizer.size,
+        len(files),
+        {"bare": [], "bare, all cores": [], "gallery": [], "gallery, no workers": []},
+    )
     batch = torch.rand(64, 3, size, size)
+
     def bare(cores):
         with threads(cores):
-            for _ in range(n // 64): embed(encoder, batch, 64)
-            if n % 64: embed(encoder, batch[:n % 64], 64)
+            for _ in range(n // 64):
+                embed(encoder, batch, 64)
+            if n % 64:
+                embed(encoder, batch[: n % 64], 64)
+
     def gallery(workers):
-        with tempfile.TemporaryDirectory(dir=home) as folder, threads(args.threads): index_photos(folder, photos, encoder, workers=workers, progress=False)
+        with tempfile.TemporaryDirectory(dir=home) as folder, threads(args.threads):
+            index_photos(folder, photos, encoder, workers=workers, progress=False)
+
     bare(args.threads)
     for k in range(args.rounds):
         found["bare"].append(seconds(lambda: bare(args.threads)))
         found["gallery"].append(seconds(lambda: gallery(args.workers)))
-        if k == 0: found["bare, all cores"].append(seconds(lambda: bare(os.cpu_count() or 1))), found["gallery, no workers"].append(seconds(lambda: gallery(0)))
+        if k == 0:
+            (
+                found["bare, all cores"].append(seconds(lambda: bare(os.cpu_count() or 1))),
+                found["gallery, no workers"].append(seconds(lambda: gallery(0))),
+            )
     data = [f.read_bytes() for f in files[:200]]
     decode = seconds(lambda: [decode_photo(d, size) for d in data]) / len(data)
     rate = {k: n / median(v) for k, v in found.items()}
-    print(f"  {name} at {size} px: " + ", ".join(f"{k} {v:.0f}/s" for k, v in rate.items()) + f"; decoding alone {1 / decode:.0f}/s in one process")
+    print(
+        f"  {name} at {size} px: "
+        + ", ".join(f"{k} {v:.0f}/s" for k, v in rate.items())
+        + f"; decoding alone {1 / decode:.0f}/s in one process"
+    )
     ratios = [b / g for b, g in zip(found["bare"], found["gallery"])]
-    print(f"  RATIO files to gallery, {args.workers} workers / bare forward pass, {args.threads} threads: {median(ratios):.2f} (rounds {', '.join(f'{r:.2f}' for r in ratios)}; goal at least 0.85); against bare on all cores {rate['gallery'] / rate['bare, all cores']:.2f}")
+    print(
+        f"  RATIO files to gallery, {args.workers} workers / bare forward pass, {args.threads} threads: {median(ratios):.2f} (rounds {', '.join(f'{r:.2f}' for r in ratios)}; goal at least 0.85); against bare on all cores {rate['gallery'] / rate['bare, all cores']:.2f}"
+    )
 
 
 def searching(gallery, queries, rounds=7):
     "Exact search against faiss' flat index (which must agree), and the approximate one."
-    try: import faiss
-    except ImportError: print("  faiss is not installed (pip install 'dfsbir[search]'): no comparison"); return
+    try:
+        import faiss
+    except ImportError:
+        print("  faiss is not installed (pip install 'dfsbir[search]'): no comparison")
+        return
     faiss.omp_set_num_threads(torch.get_num_threads())
-    random = [torch.nn.functional.normalize(torch.randn(n, queries.shape[1], generator=torch.Generator().manual_seed(n)), dim=1) for n in (len(queries), len(gallery))]
-    for name, q, v in (("random vectors", *random), ("the gallery (an untrained net's, nearly equal)", queries, gallery.vectors)):
+    random = [
+        torch.nn.functional.normalize(
+            torch.randn(n, queries.shape[1], generator=torch.Generator().manual_seed(n)), dim=1
+        )
+        for n in (len(queries), len(gallery))
+    ]
+    for name, q, v in (
+        ("random vectors", *random),
+        ("the gallery (an untrained net's, nearly equal)", queries, gallery.vectors),
+    ):
         flat = faiss.IndexFlatIP(v.shape[1])
         flat.add(v.numpy())
         (scores, places), ours = flat.search(q.numpy(), 10), nearest(q, v, 10)
         np.testing.assert_allclose(ours[0].numpy(), scores, rtol=1e-4, atol=1e-5)
-        print(f"  EQUAL to faiss flat on {name}: all scores within rounding, {(ours[1].numpy() == places).mean():.4f} of the places the same")
+        print(
+            f"  EQUAL to faiss flat on {name}: all scores within rounding, {(ours[1].numpy() == places).mean():.4f} of the places the same"
+        )
     card = gallery.add_index(queries=queries)
     for q in (1, len(queries)):
         asked, took = queries[:q], {"faiss": [], "ours": [], "sorting all": [], "approximate": []}
         for _ in range(rounds):
-            for k, f in (("faiss", lambda: flat.search(asked.numpy(), 10)), ("ours", lambda: nearest(asked, gallery.vectors, 10)), ("sorting all", lambda: rank_topk(asked, gallery.vectors, 10)),
-                         ("approximate", lambda: gallery.search(asked, 10, approximate=True))): took[k].append(seconds(f))
+            for k, f in (
+                ("faiss", lambda: flat.search(asked.numpy(), 10)),
+                ("ours", lambda: nearest(asked, gallery.vectors, 10)),
+                ("sorting all", lambda: rank_topk(asked, gallery.vectors, 10)),
+                ("approximate", lambda: gallery.search(asked, 10, approximate=True)),
+            ):
+                took[k].append(seconds(f))
         ms = {k: 1000 * median(v) for k, v in took.items()}
-        print(f"  {q} queries: " + ", ".join(f"{k} {v:.2f} ms" for k, v in ms.items()) + f"; RATIO ours / faiss flat {ms['ours'] / ms['faiss']:.2f}")
+        print(
+            f"  {q} queries: "
+            + ", ".join(f"{k} {v:.2f} ms" for k, v in ms.items())
+            + f"; RATIO ours / faiss flat {ms['ours'] / ms['faiss']:.2f}"
+        )
     print(f"  approximate index: {card}")
 
 
@@ -136,30 +227,59 @@ def latency(searcher, sketches, count=50):
     answer = [seconds(lambda: searcher.by_strokes(d)) for d in drawings]
     sheet = [seconds(lambda: searcher.by_strokes(d).contact_sheet()) for d in drawings]
     image = [seconds(lambda: searcher.by_sketch(sketches[i][0])) for i in range(count)]
-    for name, took in (("strokes to answer", answer), ("strokes to contact sheet", sheet), ("sketch image to answer", image)):
-        print(f"  {name}: median {1000 * median(took):.1f} ms, worst of {count} {1000 * max(took):.1f} ms" + (" (goal under 1000)" if took is answer else ""))
+    for name, took in (
+        ("strokes to answer", answer),
+        ("strokes to contact sheet", sheet),
+        ("sketch image to answer", image),
+    ):
+        print(
+            f"  {name}: median {1000 * median(took):.1f} ms, worst of {count} {1000 * max(took):.1f} ms"
+            + (" (goal under 1000)" if took is answer else "")
+        )
 
 
 def main():
     args = options()
     torch.set_num_threads(args.threads)
-    print(f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0] if hasattr(os, 'getloadavg') else 0:.1f}, Python {platform.python_version()}, torch {torch.__version__}; net on {args.threads} threads, {args.workers} workers")
+    print(
+        f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0] if hasattr(os, 'getloadavg') else 0:.1f}, Python {platform.python_version()}, torch {torch.__version__}; net on {args.threads} threads, {args.workers} workers"
+    )
     with tempfile.TemporaryDirectory() as home:
         home = Path(home)
         print(f"\n{args.photos} toy photos, {args.net}")
         photos, sketches = toy_pairs(args.photos, args.size, split="test")
         files, encoders = write_photos(home / "toy", photos), encoders_of(args.net, args.size)
         embedding(args.net, home, home / "toy", files, encoders[Modality.PHOTO], args)
-        gallery = index_photos(home / "gallery", home / "toy", encoders[Modality.PHOTO], workers=args.workers, progress=False)
-        again = seconds(lambda: index_photos(home / "gallery", home / "toy", encoders[Modality.PHOTO], workers=args.workers, progress=False))
+        gallery = index_photos(
+            home / "gallery",
+            home / "toy",
+            encoders[Modality.PHOTO],
+            workers=args.workers,
+            progress=False,
+        )
+        again = seconds(
+            lambda: index_photos(
+                home / "gallery",
+                home / "toy",
+                encoders[Modality.PHOTO],
+                workers=args.workers,
+                progress=False,
+            )
+        )
         opening = seconds(lambda: type(gallery)(home / "gallery"))
-        print(f"  again with nothing new: {again:.2f} s; opening the gallery {opening:.2f} s, its file {(home / 'gallery' / 'gallery.safetensors').stat().st_size / 1e6:.1f} MB")
+        print(
+            f"  again with nothing new: {again:.2f} s; opening the gallery {opening:.2f} s, its file {(home / 'gallery' / 'gallery.safetensors').stat().st_size / 1e6:.1f} MB"
+        )
         searching(gallery, embed(encoders[Modality.SKETCH], sketches.take(slice(100))))
         latency(Searcher(gallery, encoders), sketches)
-        if args.camera_nets: print("\nphotos as from a camera")
+        if args.camera_nets:
+            print("\nphotos as from a camera")
         for k, net in enumerate(args.camera_nets):
-            if k == 0: camera = write_photos(home / "camera", photos.take(slice(args.camera_photos)), 640)
-            embedding(net, home, home / "camera", camera, encoders_of(net, 224)[Modality.PHOTO], args)
+            if k == 0:
+                camera = write_photos(home / "camera", photos.take(slice(args.camera_photos)), 640)
+            embedding(
+                net, home, home / "camera", camera, encoders_of(net, 224)[Modality.PHOTO], args
+            )
 
 
 if __name__ == "__main__":

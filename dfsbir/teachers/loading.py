@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..core.checkpoint import load_weights, read_card, save_state
+from ..core.checkpoint import load_weights, read_card, save_state, shared_prefix
 from ..core.types import Normalizer
 from .nets import build_net
 from .teacher import Teacher
@@ -52,6 +52,8 @@ def save_teacher(teacher: Teacher, path):  # .safetensors file, written atomical
 def fill_net(net: nn.Module, weights: dict, what: str = "the checkpoint") -> nn.Module:
     "Loads weights that must fit one to one; the error names what does not."
     own = net.state_dict()
+    prefix = shared_prefix(own)  # load_weights takes a prefix off that all names share
+    weights = {k if k.startswith(prefix) else prefix + k: v for k, v in weights.items()}
     missing = [k for k in own if k not in weights and not k.endswith("num_batches_tracked")]
     extra = [k for k in weights if k not in own]
     shapes = [

@@ -21,8 +21,8 @@ from .core.types import MODALITIES, Modality, Normalizer, PairBatch
 from .crossx.config import CrossXConfig
 from .crossx.trainer import CrossX
 from .data.image_set import ImageSet
-from .students.encoder import Encoder, make_encoder, save_encoders
-from .students.heads import make_proxies
+from .students.encoder import Encoder, HeadSpec, encoder_from_teacher, save_encoders
+from .students.heads import MetricSpace
 from .teachers.class_map import ClassMap, align_classes, plain_name, to_shared
 from .teachers.nets import build_net
 from .teachers.teacher import Teacher
@@ -412,7 +412,7 @@ class AveragingWeights:
             )
         net = build_net(card["source"], card["name"], K)
         net.load_state_dict(weights)
-        proxies, slack = make_proxies(K, max(config.dim, K + 2), config.seed)
+        space = MetricSpace.random(K, max(config.dim, K + 2), config.seed)
 
         def encoder(m):
             one = Teacher(
@@ -422,14 +422,12 @@ class AveragingWeights:
                 m,
                 card=dict(source=card["source"], name=card["name"]),
             )
-            return make_encoder(
+            return encoder_from_teacher(
                 one,
                 align_classes(one.classes, one.classes),
-                proxies,
-                slack[m],
-                config.readout,
-                config.temperature,
-                mirror=config.mirror,
+                space,
+                HeadSpec(config.readout, config.temperature),
+                flip_tta=config.mirror,
             )
 
         self.encoders = {m: encoder(m).requires_grad_(False).eval() for m in MODALITIES}

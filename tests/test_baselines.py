@@ -255,7 +255,7 @@ def test_it_takes_as_many_steps_of_the_same_size(pair, real, preset, monkeypatch
     )
     encoders = run.fit(progress=False)
     assert sizes == [5] * 4 == [c.student_batch] * c.plan().count("teach")
-    assert encoders[PHOTO].card["readout"]["kind"] == c.readout
+    assert encoders[PHOTO].card["head"]["kind"] == c.readout
 
 
 def test_pairs_are_real_and_of_one_class(pair, real):
@@ -723,7 +723,7 @@ def test_the_mean_of_a_net_with_itself_is_that_net(images):
     for m in MODALITIES:
         p = (
             encoders[m]
-            .readout.log_posteriors(encoders[m].net(encoders[m].normalizer(images[m].images())))
+            .head.log_posteriors(encoders[m].net(encoders[m].normalizer(images[m].images())))
             .exp()
         )
         assert torch.allclose(p, one[m](images[m].images()).posteriors, atol=1e-5)

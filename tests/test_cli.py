@@ -28,8 +28,8 @@ from dfsbir.data.toy_shapes import TOY_CLASSES
 from dfsbir.evaluation.report import evaluate_retrieval
 from dfsbir.evaluation.retrieval import embed
 from dfsbir.search.searcher import Searcher
-from dfsbir.students.encoder import load_encoders, make_encoder, save_encoders
-from dfsbir.students.heads import make_proxies
+from dfsbir.students.encoder import encoder_from_teacher, load_encoders, save_encoders
+from dfsbir.students.heads import MetricSpace
 from dfsbir.teachers.class_map import align_classes
 from dfsbir.teachers.loading import load_teacher
 from dfsbir.teachers.nets import build_net
@@ -51,11 +51,11 @@ def run(tmp_path_factory):
         )
         for m in MODALITIES
     }
-    proxies, slack = make_proxies(10, 12)
+    space = MetricSpace.random(10, 12)
     save_encoders(
         folder / "encoders",
         {
-            m: make_encoder(teachers[m], align_classes(classes, classes), proxies, slack[m])
+            m: encoder_from_teacher(teachers[m], align_classes(classes, classes), space)
             for m in MODALITIES
         },
     )

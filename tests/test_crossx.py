@@ -745,7 +745,7 @@ def test_swapped_teachers_are_named(teachers):
 
 def test_a_space_too_small_is_named(teachers):
     crossx = CrossX(*teachers, replace(CONFIGS["dfsbir"], dim=2))
-    assert crossx.distiller.students.photo.readout.proxies.shape == (4, 6), (
+    assert crossx.distiller.students.photo.head.proxies.shape == (4, 6), (
         "the space grows to what the classes need"
     )
 
@@ -890,7 +890,7 @@ def test_open_asks_no_estimator(teachers, tmp_path):
     assert sorted(bank.label.tolist()) == sorted(set(bank.label.tolist())), (
         "each object has a number of its own"
     )
-    assert {"student/consistency", "student/instance", "student/total"} <= set(run.metrics()[-1])
+    assert {"student/consistency", "student/infonce", "student/total"} <= set(run.metrics()[-1])
     assert not list(run.samples.iterdir())
     a, drawn, b = crossx.watch(), torch.get_rng_state(), crossx.watch()
     assert torch.equal(a.photo, b.photo) and torch.equal(drawn, torch.get_rng_state())
@@ -947,7 +947,7 @@ def test_objects_want_no_estimator_and_no_class():
 
 def test_a_joint_readout_has_room_for_every_class(teachers):
     crossx = CrossX(*teachers, replace(OPEN, dim=2))
-    assert crossx.distiller.students.photo.readout.frame.shape == (4, 8), (
+    assert crossx.distiller.students.photo.head.basis.shape == (4, 8), (
         "the space grows to what classes and shape need"
     )
 
@@ -995,9 +995,9 @@ def test_layers_are_settled_on_objects_and_nothing_is_taught(teachers, tmp_path)
     encoders = crossx.fit(run, progress=False)
     check(encoders)
     for m, e in encoders.items():
-        assert e.readout.shape.mean.abs().sum() > 0 and e.normalizer.size == 24
+        assert e.head.shape.mean.abs().sum() > 0 and e.normalizer.size == 24
         torch.testing.assert_close(
-            load_encoders(run.encoders)[m].readout.shape.mean, e.readout.shape.mean
+            load_encoders(run.encoders)[m].head.shape.mean, e.head.shape.mean
         )
         before = {
             k: v for k, v in crossx.teachers[m].net.state_dict().items() if not k.startswith("fc")

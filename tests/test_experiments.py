@@ -242,7 +242,7 @@ def test_the_preset_for_unseen_classes(tmp_path, env):
     said = "\n".join(texts(tmp_path / "out.ipynb"))
     assert "objects without a name" in said and "none for this preset" in said
     assert (
-        load_encoders(tmp_path / "runs" / "open" / "encoders")["photo"].card["readout"]["kind"]
+        load_encoders(tmp_path / "runs" / "open" / "encoders")["photo"].card["head"]["kind"]
         == "joint"
     )
 

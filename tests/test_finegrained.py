@@ -900,16 +900,16 @@ def test_a_bad_rate_is_an_error_not_a_result(toy):
 
 
 def crossx_encoders(folder, kind):
-    from dfsbir.students.encoder import make_encoder, save_encoders
-    from dfsbir.students.heads import make_proxies
+    from dfsbir.students.encoder import HeadSpec, encoder_from_teacher, save_encoders
+    from dfsbir.students.heads import MetricSpace
     from dfsbir.teachers.class_map import align_classes
     from dfsbir.teachers.nets import build_net, input_of
     from dfsbir.teachers.teacher import Teacher
 
     classes = ["cup", "fish", "house"]
-    class_map, (proxies, slack) = align_classes(classes, classes), make_proxies(3, 8)
+    class_map, space = align_classes(classes, classes), MetricSpace.random(3, 8)
     encoders = {
-        m: make_encoder(
+        m: encoder_from_teacher(
             Teacher(
                 build_net("dfsbir", "tiny", 3),
                 classes,
@@ -918,10 +918,8 @@ def crossx_encoders(folder, kind):
                 card=dict(source="dfsbir", name="tiny"),
             ),
             class_map,
-            proxies,
-            slack[m],
-            kind,
-            layers=["blocks.0.bn1"] if kind == "layers" else [],
+            space,
+            HeadSpec(kind, layers=["blocks.0.bn1"] if kind == "intermediate" else []),
         )
         for m in MODALITIES
     }
@@ -929,7 +927,7 @@ def crossx_encoders(folder, kind):
     return encoders
 
 
-@pytest.mark.parametrize("kind", ("posterior", "feature", "joint", "layers"))
+@pytest.mark.parametrize("kind", ("posterior", "feature", "joint", "intermediate"))
 def test_the_bridge(tmp_path, kind, toy):
     encoders = crossx_encoders(tmp_path / "crossx", kind)
     config = FineGrainedConfig.preset("triplet-intra", **TINY)

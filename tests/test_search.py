@@ -34,8 +34,8 @@ from dfsbir.search.gallery import Gallery, GalleryMismatch, Item, encoder_id, si
 from dfsbir.search.indexing import index_photos
 from dfsbir.search.photo_files import decode_photo
 from dfsbir.search.searcher import Searcher, _on_canvas, sketch_from_strokes
-from dfsbir.students.encoder import load_encoders, make_encoder, save_encoders
-from dfsbir.students.heads import make_proxies
+from dfsbir.students.encoder import HeadSpec, encoder_from_teacher, load_encoders, save_encoders
+from dfsbir.students.heads import MetricSpace
 from dfsbir.teachers.class_map import align_classes
 from dfsbir.teachers.nets import build_net
 from dfsbir.teachers.teacher import Teacher
@@ -66,10 +66,10 @@ def make_encoders(seed=0, **options):
         )
         for m in MODALITIES
     }
-    proxies, slack = make_proxies(10, 12)
+    space = MetricSpace.random(10, 12)
     pair = {
-        m: make_encoder(
-            teachers[m], align_classes(classes, classes), proxies, slack[m], **options
+        m: encoder_from_teacher(
+            teachers[m], align_classes(classes, classes), space, **options
         ).eval()
         for m in MODALITIES
     }
@@ -516,7 +516,7 @@ def test_another_encoder_is_refused(gallery, photos, encoders):
     with pytest.raises(ValueError, match="wants a photo encoder; found one of modality sketch"):
         index(gallery.folder, photos, encoders["sketch"])
     alien = make_encoders()["sketch"]
-    alien.readout.proxies.mul_(-1)
+    alien.head.proxies.mul_(-1)
     with pytest.raises(GalleryMismatch, match="do not share one space"):
         Searcher(gallery, {"photo": encoders["photo"], "sketch": alien})
 
@@ -527,9 +527,9 @@ def test_an_encoders_id_is_its_weights_and_input(encoders, tmp_path):
     same = make_encoders()["photo"]
     assert encoder_id(same) == encoder_id(encoders["photo"])
     assert (
-        encoder_id(make_encoders(mirror=True)["photo"])
+        encoder_id(make_encoders(flip_tta=True)["photo"])
         != encoder_id(same)
-        != encoder_id(make_encoders(temperature=2.0)["photo"])
+        != encoder_id(make_encoders(head=HeadSpec(temperature=2.0))["photo"])
     )
     next(same.parameters()).data[0] += 1e-6
     assert encoder_id(same) != encoder_id(encoders["photo"])

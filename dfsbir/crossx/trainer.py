@@ -31,8 +31,8 @@ from ..inversion.guidance import make_guide
 from ..inversion.objective import EstimatorLoss
 from ..losses.weighted_sum import WeightedLoss
 from ..students.distillation import Distiller, with_targets
-from ..students.encoder import make_encoder, save_encoders
-from ..students.heads import make_proxies
+from ..students.encoder import HeadSpec, encoder_from_teacher, save_encoders
+from ..students.heads import MetricSpace
 from ..teachers.class_map import align_classes
 from ..teachers.teacher import Teacher
 
@@ -79,27 +79,29 @@ class CrossX:
             raise ValueError(
                 f"{K} shared classes want a batch of at least {2 * K}, for diversity compares two pictures of one class; found batch={c.batch}"
             )
-        proxies, slack = make_proxies(
+        space = MetricSpace.random(
             K, max(c.dim, K + 2, 2 * K if c.readout in ("joint", "layers") else 0), c.seed
+        )
+        head = HeadSpec(
+            "intermediate" if c.readout == "layers" else c.readout,
+            c.temperature,
+            [k.strip() for k in c.layers.split(",") if k.strip()],
         )
         self.distiller = Distiller(
             *(
-                make_encoder(
+                encoder_from_teacher(
                     self.teachers[m],
                     self.class_map,
-                    proxies,
-                    slack[m],
-                    c.readout,
-                    c.temperature,
+                    space,
+                    head,
                     c.warm_start,
-                    c.mirror,
                     c.student_net or None,
-                    [k.strip() for k in c.layers.split(",") if k.strip()],
                     c.student_size,
+                    c.mirror,
                 )
                 for m in MODALITIES
             ),
-            c.weights(Distiller.TERMS),
+            {k: getattr(c, "w_instance" if k == "infonce" else f"w_{k}") for k in Distiller.TERMS},
             c.student_lr,
             c.plan().count("teach"),
             c.average,
@@ -109,7 +111,7 @@ class CrossX:
         )
         if c.layers_memory:
             [
-                getattr(self.distiller.averaged, m).net.memory() for m in MODALITIES
+                getattr(self.distiller.averaged, m).net.training_means() for m in MODALITIES
             ]  # what cannot be had fails now, not after the objects are drawn
         allowed = self.allowed = (
             (c.guidance_photos, c.guidance_sketches) if c.guidance == "folders" else ()
@@ -363,7 +365,7 @@ class CrossX:
                         "bn",
                         "consistency",
                         "proxy_anchor",
-                        "instance",
+                        "infonce",
                         "total",
                     )
                 )

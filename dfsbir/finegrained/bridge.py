@@ -14,7 +14,7 @@ from ..core.device import capture, seed_everything
 from ..core.types import Modality
 from .backbone import FineEncoder
 from .config import FineGrainedConfig
-from ..students.encoder import build_encoder, load_encoders
+from ..students.encoder import encoder_from_card, load_encoders
 
 # %% ../../nbs/09_finegrained/06_bridge.ipynb #65a0fdaa
 def pretext_of(
@@ -48,9 +48,9 @@ class _Towers(nn.Module):
     @staticmethod
     def _width(e):
         return (
-            e.net.get_submodule(e.card["head"]).in_features
-            if e.card["readout"]["kind"] == "posterior"
-            else e.card["readout"]["width"]
+            e.net.get_submodule(e.card["classifier"]).in_features
+            if e.card["head"]["kind"] == "posterior"
+            else e.card["head"]["widths"][0]
         )
 
     def forward(
@@ -58,13 +58,13 @@ class _Towers(nn.Module):
     ) -> tuple[Tensor, Tensor]:  # canonical: three channels are a photo, one is a sketch
         m = Modality.PHOTO if x.shape[1] == 3 else Modality.SKETCH
         e = self.nets[m]
-        if e.card["readout"]["kind"] == "posterior":
-            with capture({"head": e.net.get_submodule(e.card["head"])}, "input") as heard:
+        if e.card["head"]["kind"] == "posterior":
+            with capture({"head": e.net.get_submodule(e.card["classifier"])}, "input") as heard:
                 e.net(e.normalizer(x))
             f = heard["head"]
         else:
             f = e.net(e.normalizer(x))[
-                :, : e.card["readout"]["width"]
+                :, : e.card["head"]["widths"][0]
             ]  # what inner layers say comes after the features
         return tuple(read(f.flatten(1)) for read in self.to_shared[m])
 
@@ -83,7 +83,7 @@ class BridgedEncoder(FineEncoder):
         self.card = dict(
             backbone="crossx", cards=cards, dim=dim, readout=readout, distance=distance
         )
-        self.backbone = _Towers({m: build_encoder(c) for m, c in cards.items()}, dim)
+        self.backbone = _Towers({m: encoder_from_card(c) for m, c in cards.items()}, dim)
         self._finish(self.backbone.dims, readout, distance)
 
     def outputs(self, groups):

@@ -53,7 +53,7 @@ def encoder_id(encoder) -> str:  # 64 hex digits
     "A checksum of an encoder: its weights, and what its card says of input and read-out."
     card = {
         k: encoder.card.get(k)
-        for k in ("modality", "net", "head", "input", "classes", "mirror", "readout")
+        for k in ("modality", "net", "classifier", "input", "classes", "flip_tta", "head")
     }
     h = hashlib.sha256(json.dumps(card, sort_keys=True).encode())
     for name, v in sorted(encoder.state_dict().items()):

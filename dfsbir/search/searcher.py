@@ -84,7 +84,7 @@ class Searcher:
                 f"{self.gallery.folder} was made by another photo encoder ({self.gallery.encoder_id[:12]}, this one is {encoder_id(photo)[:12]}): search it with that one, or index the photos with this one"
             )
         if (
-            not torch.equal(photo.readout.proxies.cpu(), sketch.readout.proxies.cpu())
+            not torch.equal(photo.head.proxies.cpu(), sketch.head.proxies.cpu())
             or photo.card["classes"] != sketch.card["classes"]
         ):
             raise GalleryMismatch(

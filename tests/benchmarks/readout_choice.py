@@ -16,8 +16,8 @@ from dfsbir.data.folders import read_folder
 from dfsbir.data.toy import toy_pairs
 from dfsbir.evaluation.report import evaluate_retrieval
 from dfsbir.evaluation.retrieval import embed
-from dfsbir.students.encoder import make_encoder
-from dfsbir.students.heads import make_proxies
+from dfsbir.students.encoder import HeadSpec, encoder_from_teacher
+from dfsbir.students.heads import MetricSpace
 from dfsbir.teachers.class_map import align_classes
 from dfsbir.teachers.loading import load_teacher
 
@@ -41,14 +41,18 @@ def table(run):
     teachers = {m: load_teacher(run / "teachers" / f"{m}.safetensors") for m in MODALITIES}
     class_map = align_classes(*(t.classes for t in teachers.values()))
     K, images = len(class_map.classes), {m: held_out(p, m) for m in MODALITIES}
-    proxies, slack = make_proxies(K, K + 2, 0)
+    metric_space = MetricSpace.random(K, K + 2, 0)
     found = {}
     for mirror in (False, True):
         for T in TEMPERATURES:
             space = {
                 m: embed(
-                    make_encoder(
-                        teachers[m], class_map, proxies, slack[m], temperature=T, mirror=mirror
+                    encoder_from_teacher(
+                        teachers[m],
+                        class_map,
+                        metric_space,
+                        HeadSpec(temperature=T),
+                        flip_tta=mirror,
                     ),
                     images[m],
                 )

@@ -28,8 +28,8 @@ from dfsbir.search.exact import nearest
 from dfsbir.search.indexing import index_photos
 from dfsbir.search.photo_files import decode_photo
 from dfsbir.search.searcher import Searcher
-from dfsbir.students.encoder import make_encoder
-from dfsbir.students.heads import make_proxies
+from dfsbir.students.encoder import encoder_from_teacher
+from dfsbir.students.heads import MetricSpace
 from dfsbir.teachers.class_map import align_classes
 from dfsbir.teachers.nets import build_net, input_of
 from dfsbir.teachers.teacher import Teacher
@@ -71,7 +71,7 @@ def options():
 def encoders_of(net, size, dim=64):
     "An untrained pair."
     source, _, name = net.partition("/")
-    classes, (proxies, slack) = list(TOY_CLASSES), make_proxies(len(TOY_CLASSES), dim)
+    classes, space = list(TOY_CLASSES), MetricSpace.random(len(TOY_CLASSES), dim)
     torch.manual_seed(0)
     teachers = {
         m: Teacher(
@@ -84,7 +84,7 @@ def encoders_of(net, size, dim=64):
         for m in MODALITIES
     }
     return {
-        m: make_encoder(t, align_classes(classes, classes), proxies, slack[m])
+        m: encoder_from_teacher(t, align_classes(classes, classes), space)
         .requires_grad_(False)
         .eval()
         for m, t in teachers.items()

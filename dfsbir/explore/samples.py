@@ -102,7 +102,7 @@ def _drawing(
         torch.randn(1, c.latent, generator=torch.Generator().manual_seed(seed)),
         torch.tensor([self.classes.index(label)]),
     )
-    seen = drawn.visibility[0] > min(faint, drawn.visibility[0].max().item() - 1e-6)
+    seen = drawn.opacity[0] > min(faint, drawn.opacity[0].max().item() - 1e-6)
     return drawn.svg(0, 180, faint), [
         [[round(v, 4) for v in p] for p in line]
         for line in flatten_beziers(drawn.points[0, seen]).tolist()

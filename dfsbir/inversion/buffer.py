@@ -5,93 +5,112 @@
 # %% auto #0
 __all__ = ['ReplayBuffer']
 
-# %% ../../nbs/05_inversion/02_buffer.ipynb #07ca3239
+# %% ../../nbs/05_inversion/02_buffer.ipynb #c1fdaa1b
 import torch
+from torch import Tensor
 
 from ..core.types import PairBatch
 
-# %% ../../nbs/05_inversion/02_buffer.ipynb #33e86911
+# %% ../../nbs/05_inversion/02_buffer.ipynb #7bbef2fc
+def _to_bytes(images: Tensor) -> Tensor:  # (N,C,H,W) in [0,1] -> uint8
+    return (images.clamp(0, 1) * 255).round().byte()
+
+
+def _to_float(batch: PairBatch) -> PairBatch:
+    "The same batch with its images as float in [0,1]."
+    batch.photo = batch.photo.float() / 255
+    batch.sketch = batch.sketch.float() / 255
+    return batch
+
+
+def _shapes(batch: PairBatch) -> dict:
+    "Shape of one pair's tensors, by field."
+    return {k: None if v is None else tuple(v.shape[1:]) for k, v in vars(batch).items()}
+
+
 class ReplayBuffer:
-    "Up to `capacity` pairs kept as bytes (with the teachers' answers where given), balanced over the classes, sampled uniformly and reproducibly."
+    "Up to `capacity` pairs as bytes, balanced over the classes, sampled uniformly."
 
     def __init__(
         self,
         capacity: int,  # pairs; one pair at 64 px takes 16 KB
-        seed: int = 0,
-    ):  # of the sampling
+        seed: int = 0,  # of the sampling
+    ):
         if capacity < 1:
-            raise ValueError(f"a bank holds at least one pair; found capacity={capacity}")
-        self.capacity, self.random = capacity, torch.Generator().manual_seed(seed)
-        self.pairs, self.age, self.clock = None, torch.empty(0, dtype=torch.long), 0
+            raise ValueError(f"a buffer keeps at least one pair; found capacity={capacity}")
+        self.capacity = capacity
+        self.random = torch.Generator().manual_seed(seed)
+        self.pairs = None  # PairBatch of bytes, on the CPU
+        self.age = torch.empty(0, dtype=torch.long)  # of each pair: its number in order of arrival
+        self.added = 0  # pairs ever added
 
     def __len__(self):
         return len(self.age)
 
-    def add(self, batch: PairBatch):  # any device
-        "Takes the pairs in; the oldest of the fullest class go out."
+    def add(
+        self,
+        batch: PairBatch,  # on any device; of the same shapes as those before
+    ):
+        "Adds the pairs; the oldest of the largest class leave. Raises ValueError on other shapes."
         batch = batch.map(lambda v: v.detach().cpu())
-        batch.photo, batch.sketch = (
-            (x.clamp(0, 1) * 255).round().byte() for x in (batch.photo, batch.sketch)
-        )
+        batch.photo, batch.sketch = _to_bytes(batch.photo), _to_bytes(batch.sketch)
         self.pairs = batch[:0] if self.pairs is None else self.pairs
-        held, found = (
-            {k: None if v is None else tuple(v.shape[1:]) for k, v in vars(b).items()}
-            for b in (self.pairs, batch)
-        )
-        if held != found:
-            raise ValueError(f"this bank holds pairs of {held}; found {found}")
+        kept, found = _shapes(self.pairs), _shapes(batch)
+        if kept != found:
+            raise ValueError(f"this buffer keeps pairs of {kept}; found {found}")
         free = self.capacity - len(self)
         self.pairs = PairBatch.cat([self.pairs, batch[:free]])
-        self.age = torch.cat([self.age, self.clock + torch.arange(len(batch[:free]))])
+        self.age = torch.cat([self.age, self.added + torch.arange(len(batch[:free]))])
         for i in range(free, len(batch)):
-            fullest = torch.bincount(self.pairs.label).argmax()
-            old = torch.where(
-                self.pairs.label == fullest, self.age, torch.iinfo(torch.long).max
-            ).argmin()
-            for k, v in vars(self.pairs).items():
-                if v is not None:
-                    v[old] = getattr(batch, k)[i]
-            self.age[old] = self.clock + i
-        self.clock += len(batch)
+            self._replace(self._oldest_of_largest_class(), batch, i)
+        self.added += len(batch)
+
+    def _oldest_of_largest_class(self) -> int:
+        largest = torch.bincount(self.pairs.label).argmax()
+        last = torch.iinfo(torch.long).max
+        return torch.where(self.pairs.label == largest, self.age, last).argmin()
+
+    def _replace(self, place: int, batch: PairBatch, i: int):
+        "Pair `i` of the batch takes a place in the buffer."
+        for k, v in vars(self.pairs).items():
+            if v is not None:
+                v[place] = getattr(batch, k)[i]
+        self.age[place] = self.added + i
 
     def sample(
         self,
         n: int,  # pairs, drawn with replacement
-        device="cpu",
-    ):  # where the batch is wanted
-        "A batch of pairs, images float in [0,1]."
+        device="cpu",  # where the batch is wanted
+    ) -> PairBatch:
+        "A batch of pairs, images float in [0,1]. Raises ValueError where the buffer is empty."
         if not len(self):
-            raise ValueError("the bank is empty: add pairs before sampling")
-        return self._opened(
-            self.pairs[torch.randint(len(self), (n,), generator=self.random)].to(device)
-        )
+            raise ValueError("the buffer is empty: add pairs before sampling")
+        chosen = torch.randint(len(self), (n,), generator=self.random)
+        return _to_float(self.pairs[chosen].to(device))
 
     def all(self) -> PairBatch:  # on the CPU
         "Every pair once, images float in [0,1]."
-        return self._opened(self.pairs[:])
+        return _to_float(self.pairs[:])
 
-    @staticmethod
-    def _opened(batch):
-        batch.photo, batch.sketch = batch.photo.float() / 255, batch.sketch.float() / 255
-        return batch
-
-    def state_dict(self):
+    def state_dict(self) -> dict:
+        "The pairs and all that the next `add` and `sample` depend on."
         return {
             "pairs": None if self.pairs is None else dict(vars(self.pairs)),
             "age": self.age,
-            "clock": self.clock,
+            "added": self.added,
             "random": self.random.get_state(),
         }
 
-    def load_state_dict(self, state):
+    def load_state_dict(
+        self,
+        state: dict,  # what `state_dict` gave
+    ):
         "Puts back what `state_dict` gave."
-        self.pairs = (
-            None if state["pairs"] is None else PairBatch(**state["pairs"]).map(torch.clone)
-        )
-        self.age, self.clock = state["age"].clone(), state["clock"]
+        pairs = state["pairs"]
+        self.pairs = None if pairs is None else PairBatch(**pairs).map(torch.clone)
+        self.age, self.added = state["age"].clone(), state["added"]
         self.random.set_state(state["random"])
 
     def _repr_markdown_(self):
-        return f"{len(self)} of {self.capacity} pairs" + (
-            f"; per class {torch.bincount(self.pairs.label).tolist()}" if len(self) else ""
-        )
+        classes = f"; per class {torch.bincount(self.pairs.label).tolist()}" if len(self) else ""
+        return f"{len(self)} of {self.capacity} pairs{classes}"

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Generator', 'ClassNorm', 'PixelGenerator', 'StrokeGenerator']
 
-# %% ../../nbs/05_inversion/01_generators.ipynb #00b47b23
+# %% ../../nbs/05_inversion/01_generators.ipynb #355e6b77
 import math
 
 import torch
@@ -14,29 +14,33 @@ from torch import Tensor, nn
 
 from .strokes import Strokes, spread_strokes
 
-# %% ../../nbs/05_inversion/01_generators.ipynb #6766dfc0
+# %% ../../nbs/05_inversion/01_generators.ipynb #9db804c1
 class Generator(nn.Module):
-    "What both kinds of generator have in common: `generator(noise, label)` gives canonical images."
+    "What all generators have in common: `generator(noise, label)` gives canonical images."
 
     def __init__(
         self,
         classes: int,  # number of shared classes; 0: not conditioned on a class, as in the paper
         channels: int,  # 3 for photos, 1 for sketches
         size: int,  # side of its images in pixels, 16 or more
-        latent: int = 64,
-    ):  # length of the noise vector
+        latent: int = 64,  # length of the noise vector, 8 or more
+    ):
         super().__init__()
         if classes < 0 or channels not in (1, 3) or size < 16 or latent < 8:
             raise ValueError(
-                f"wanted classes >= 0, 1 or 3 channels, size >= 16 and latent >= 8; found classes={classes}, channels={channels}, size={size}, latent={latent}"
+                "wanted classes >= 0, 1 or 3 channels, size >= 16 and latent >= 8; found "
+                f"classes={classes}, channels={channels}, size={size}, latent={latent}"
             )
-        self.classes, self.channels, self.size, self.latent = classes, channels, size, latent
+        self.classes = classes
+        self.channels = channels
+        self.size = size
+        self.latent = latent
 
     def rows(
         self,
         noise: Tensor,  # (N,latent)
-        label: Tensor | None = None,
-    ):  # (N,) long in 0..classes-1
+        label: Tensor | None = None,  # (N,) long in 0..classes-1
+    ) -> Tensor:  # (N,) long
         "The row of each image in the tables of per-class parameters, after a check of both inputs."
         if noise.ndim != 2 or noise.shape[1] != self.latent:
             raise ValueError(f"wanted noise (N,{self.latent}); found {tuple(noise.shape)}")
@@ -44,7 +48,8 @@ class Generator(nn.Module):
             return torch.zeros(len(noise), dtype=torch.long, device=noise.device)
         if label is None:
             raise ValueError(
-                f"this generator is conditioned on {self.classes} classes: pass a label for each of the {len(noise)} noises"
+                f"this generator is conditioned on {self.classes} classes: "
+                f"pass a label for each of the {len(noise)} noises"
             )
         if label.shape != (len(noise),) or label.dtype != torch.long:
             raise ValueError(
@@ -54,43 +59,43 @@ class Generator(nn.Module):
 
     def groups(
         self,
-        lr: float = 1e-3,  # rate of network weights under Adam
-        batch: int = 64,
-    ):  # images per step
-        "Parameter groups for the optimiser; tables of drawings want a higher rate than weights."
+        lr: float = 1e-3,  # learning rate of network weights under Adam
+        batch: int = 64,  # images per step
+    ) -> list[dict]:
+        "Parameter groups for the optimiser; tables of drawings use higher rates than weights."
         return [{"params": list(self.parameters()), "lr": lr}]
 
-    def anneal(self, progress: float):  # share of the warm-up that is done, from 0 to 1
+    def anneal(
+        self,
+        progress: float,  # share of the schedule that is done, from 0 to 1
+    ):
         "Called before every step; a generator without a schedule ignores it."
 
-# %% ../../nbs/05_inversion/01_generators.ipynb #957b1c27
+# %% ../../nbs/05_inversion/01_generators.ipynb #a2d3af93
 class ClassNorm(nn.Module):
-    "Batch norm whose scale and shift belong to the class (conditional batch norm, de Vries et al. 2017)."
+    "Batch norm with a scale and shift per class (conditional batch norm, de Vries et al. 2017)."
 
     def __init__(
         self,
         rows: int,  # classes, or 1
-        channels: int,
-    ):  # of the map
+        channels: int,  # of the map
+    ):
         super().__init__()
         self.norm = nn.BatchNorm2d(channels, affine=False)
-        self.scale, self.shift = (
-            nn.Parameter(torch.ones(rows, channels)),
-            nn.Parameter(torch.zeros(rows, channels)),
-        )
+        self.scale = nn.Parameter(torch.ones(rows, channels))
+        self.shift = nn.Parameter(torch.zeros(rows, channels))
 
     def forward(
         self,
         x: Tensor,  # (N,channels,h,w)
-        row: Tensor,
-    ):  # (N,) long
-        return torch.addcmul(
-            self.shift[row][..., None, None], self.norm(x), self.scale[row][..., None, None]
-        )
+        row: Tensor,  # (N,) long
+    ) -> Tensor:  # (N,channels,h,w)
+        shift, scale = self.shift[row][..., None, None], self.scale[row][..., None, None]
+        return torch.addcmul(shift, self.norm(x), scale)
 
-# %% ../../nbs/05_inversion/01_generators.ipynb #609e11a4
+# %% ../../nbs/05_inversion/01_generators.ipynb #2a1ee430
 class PixelGenerator(Generator):
-    "Noise and class to pixels: doubling, convolution, conditional batch norm (in the manner of DCGAN and FastDFKD)."
+    "Noise and class to pixels: upsampling, convolution, conditional batch norm (as in FastDFKD)."
 
     def __init__(
         self,
@@ -98,13 +103,12 @@ class PixelGenerator(Generator):
         channels: int,  # 3 or 1
         size: int,  # side in pixels
         latent: int = 64,  # length of the noise
-        width: int = 32,
-    ):  # channels at half the side; twice as many below
+        width: int = 32,  # channels at half the side; twice as many below
+    ):
         super().__init__(classes, channels, size, latent)
         doublings = max(1, math.ceil(math.log2(size / 8)))
-        self.sides = [
-            -(-size // 2**i) for i in range(doublings, 0, -1)
-        ]  # ... size/8, size/4, size/2, rounded up
+        # ..., size/8, size/4, size/2, rounded up
+        self.sides = [-(-size // 2**i) for i in range(doublings, 0, -1)]
         widths = [2 * width] * (len(self.sides) - 1) + [width]
         rows = max(classes, 1)
         self.embedding = nn.Embedding(rows, latent)
@@ -113,40 +117,36 @@ class PixelGenerator(Generator):
             nn.Conv2d(i, o, 3, 1, 1, bias=False) for i, o in zip(widths, widths[1:])
         )
         self.norms = nn.ModuleList(ClassNorm(rows, w) for w in widths)
-        self.paint, self.level = (
-            nn.Conv2d(width, 4 * channels, 3, 1, 1, bias=False),
-            nn.BatchNorm2d(channels),
-        )
+        self.to_pixels = nn.Conv2d(width, 4 * channels, 3, 1, 1, bias=False)
+        self.level = nn.BatchNorm2d(channels)
         with torch.no_grad():
-            self.paint.weight.copy_(
-                self.paint.weight[::4].repeat_interleave(4, 0)
-            )  # the four pixels of a block start equal
+            weight = self.to_pixels.weight
+            weight.copy_(weight[::4].repeat_interleave(4, 0))  # a block's four pixels start equal
             if channels == 1:
                 self.level.bias.fill_(2.0)  # mostly paper
         self.to(memory_format=torch.channels_last)
 
     def tables(self) -> list[nn.Parameter]:
-        "What a class has of its own: one row of each."
+        "The parameters with one row per class."
         return [self.embedding.weight, *(p for n in self.norms for p in (n.scale, n.shift))]
 
     def forward(
         self,
         noise: Tensor,  # (N,latent)
-        label: Tensor | None = None,
-    ):  # (N,) long; -> (N,channels,size,size) in [0,1]
+        label: Tensor | None = None,  # (N,) long
+    ) -> Tensor:  # (N,channels,size,size) in [0,1]
         row = self.rows(noise, label)
-        x = self.start(noise + self.embedding(row)).view(
-            len(noise), -1, self.sides[0], self.sides[0]
-        )
+        grid = (len(noise), -1, self.sides[0], self.sides[0])
+        x = self.start(noise + self.embedding(row)).view(grid)
         x = F.leaky_relu(self.norms[0](x, row), 0.2)
         for side, conv, norm in zip(self.sides[1:], self.convs, self.norms[1:]):
             x = F.leaky_relu(norm(conv(F.interpolate(x, size=(side, side))), row), 0.2)
-        x = F.pixel_shuffle(self.paint(x), 2)[..., : self.size, : self.size]
+        x = F.pixel_shuffle(self.to_pixels(x), 2)[..., : self.size, : self.size]
         return self.level(x).sigmoid()
 
-# %% ../../nbs/05_inversion/01_generators.ipynb #20a2a65b
+# %% ../../nbs/05_inversion/01_generators.ipynb #8c7e4368
 class StrokeGenerator(Generator):
-    "Noise and class to strokes to a drawing: each class has pages of strokes, the noise opens one and turns, stretches, shifts and mirrors it."
+    "Noise and class to strokes: the noise selects a template of the class and transforms it."
 
     def __init__(
         self,
@@ -154,74 +154,70 @@ class StrokeGenerator(Generator):
         size: int,  # side in pixels
         latent: int = 64,  # length of the noise
         strokes: int = 12,  # Bezier curves a drawing
-        pages: int = 16,  # drawings kept per class
-        width: float = 0.025,  # of the pen, share of the side; a page may thin it to a third, never thicken it
-        soft: tuple = (0.04, 0.01),
-    ):  # softness at the start and at the end of annealing
+        templates_per_class: int = 16,  # drawings kept per class
+        width: float = 0.025,  # largest stroke width, share of the side; learned down to a third
+        softness_range: tuple = (0.04, 0.01),  # edge softness at the start and end of annealing
+    ):
         super().__init__(classes, 1, size, latent)
         rows = max(classes, 1)
-        self.soft, self.width = tuple(soft), width
-        self.points = nn.Parameter(spread_strokes(rows, pages, strokes))
-        self.seen = nn.Parameter(torch.full((rows, pages, strokes), 2.0))
-        self.pressure = nn.Parameter(torch.full((rows, pages), 3.0))
-        self.register_buffer("projection", torch.randn(latent, pages))
-        self.register_buffer("softness", torch.tensor(float(soft[0])))
+        self.softness_range = tuple(softness_range)
+        self.width = width
+        self.points = nn.Parameter(spread_strokes(rows, templates_per_class, strokes))
+        self.opacity_logit = nn.Parameter(torch.full((rows, templates_per_class, strokes), 2.0))
+        self.width_logit = nn.Parameter(torch.full((rows, templates_per_class), 3.0))
+        self.register_buffer("projection", torch.randn(latent, templates_per_class))
+        self.register_buffer("softness", torch.tensor(float(softness_range[0])))
 
     def tables(self) -> list[nn.Parameter]:
-        "What a class has of its own: one row of each."
-        return [self.points, self.seen, self.pressure]
+        "The parameters with one row per class."
+        return [self.points, self.opacity_logit, self.width_logit]
 
     def strokes(
         self,
         noise: Tensor,  # (N,latent)
-        label: Tensor | None = None,
-    ):  # (N,) long
-        "The drawings as `Strokes`."
-        row, page = self.rows(noise, label), (noise @ self.projection).argmax(1)
-        points, seen, width = (
-            self.points[row, page],
-            self.seen[row, page].sigmoid(),
-            self.width * (1 + 2 * self.pressure[row, page].sigmoid()) / 3,
-        )
-        turn, grow, mirror = (
-            0.25 * torch.tanh(noise[:, 0]),
-            torch.exp(0.15 * torch.tanh(noise[:, 1])),
-            torch.where(noise[:, 4] > 0, 1.0, -1.0),
-        )
-        across = (
-            torch.stack([turn.cos() * mirror, turn.sin() * mirror], 1) * grow[:, None]
-        )  # where the x and y axes go
-        down = torch.stack([-turn.sin(), turn.cos()], 1) * grow[:, None]
-        points = (
-            ((points - 0.5)[..., None] * torch.stack([across, down], 1)[:, None, None]).sum(-2)
-            + 0.5
-            + 0.06 * torch.tanh(noise[:, None, None, 2:4])
-        )
-        return Strokes(points, seen, width[:, None])
+        label: Tensor | None = None,  # (N,) long
+    ) -> Strokes:
+        "The drawings as curves."
+        row = self.rows(noise, label)
+        template = (noise @ self.projection).argmax(1)
+        points = self.points[row, template]
+        opacity = self.opacity_logit[row, template].sigmoid()
+        width = self.width * (1 + 2 * self.width_logit[row, template].sigmoid()) / 3
+        turn = 0.25 * torch.tanh(noise[:, 0])
+        scale = torch.exp(0.15 * torch.tanh(noise[:, 1]))[:, None]
+        flip = torch.where(noise[:, 4] > 0, 1.0, -1.0)
+        x_axis = torch.stack([turn.cos() * flip, turn.sin() * flip], 1) * scale
+        y_axis = torch.stack([-turn.sin(), turn.cos()], 1) * scale
+        axes = torch.stack([x_axis, y_axis], 1)[:, None, None]
+        shift = 0.06 * torch.tanh(noise[:, None, None, 2:4])
+        points = ((points - 0.5)[..., None] * axes).sum(-2) + 0.5 + shift
+        return Strokes(points, opacity, width[:, None])
 
     def forward(
         self,
         noise: Tensor,  # (N,latent)
-        label: Tensor | None = None,
-    ):  # (N,) long; -> (N,1,size,size) in [0,1]
+        label: Tensor | None = None,  # (N,) long
+    ) -> Tensor:  # (N,1,size,size) in [0,1]
         return self.strokes(noise, label).draw(self.size, self.softness.item())
 
     def groups(
         self,
-        lr: float = 1e-3,  # rate of network weights; points move twenty times as fast
-        batch: int = 64,
-    ):  # images per step
-        "Parameter groups: points at 20 lr, visibility and pressure at 80 lr; less where a page is opened in fewer than every second step."
-        seldom = self.pressure.numel() / (
-            2 * batch
-        )  # Adam's step grows as the root of the steps between two visits
-        lr = lr / max(1.0, seldom) ** 0.5
+        lr: float = 1e-3,  # learning rate that network weights would have
+        batch: int = 64,  # images per step
+    ) -> list[dict]:
+        "Points at 20 lr, logits at 80 lr; less where a step selects few of the templates."
+        # Adam's step grows as the root of the number of steps between two updates
+        steps_between = self.width_logit.numel() / (2 * batch)
+        lr = lr / max(1.0, steps_between) ** 0.5
         return [
             {"params": [self.points], "lr": 20 * lr},
-            {"params": [self.seen, self.pressure], "lr": 80 * lr},
+            {"params": [self.opacity_logit, self.width_logit], "lr": 80 * lr},
         ]
 
-    def anneal(self, progress: float):  # 0: soft, .8 and above: hard
-        "Hardens the pen's edge, evenly in its logarithm."
-        a, b = self.soft
-        self.softness.fill_(a * (b / a) ** min(1.0, progress / 0.8))
+    def anneal(
+        self,
+        progress: float,  # 0: softest edge; .8 and above: hardest
+    ):
+        "Hardens the edge, evenly in the logarithm of its softness."
+        start, end = self.softness_range
+        self.softness.fill_(start * (end / start) ** min(1.0, progress / 0.8))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Guide', 'procedural_drawings', 'ImageGuide', 'guide_accuracy', 'StatisticsGuide', 'make_guide']
 
-# %% ../../nbs/05_inversion/03_guidance.ipynb #04fc5f84
+# %% ../../nbs/05_inversion/03_guidance.ipynb #9648fd15
 from pathlib import Path
 
 import torch
@@ -15,20 +15,27 @@ from ..core.device import capture, fork_rng
 from ..core.types import MODALITIES, Modality, Normalizer
 from ..data.augment import augment_batch
 from ..data.image_files import IMAGE_SUFFIXES, open_image
-from ..data.procedural import procedural_photos, uniform
+from ..data.procedural import RandomSource, procedural_photos
 from .strokes import Strokes, draw_strokes, spread_strokes
 from ..losses.cross_modal import modality_loss
 from ..teachers.teacher import Teacher
 
-# %% ../../nbs/05_inversion/03_guidance.ipynb #6742bde3
+# %% ../../nbs/05_inversion/03_guidance.ipynb #d1a23131
 class Guide(nn.Module):
-    "A frozen judge of modality: canonical images (N,1|3,H,W) in [0,1] -> (N,) logit, above 0 for a sketch, below 0 for a photo; differentiable."
+    """A frozen classifier of modality: canonical images (N,1|3,H,W) in [0,1] -> (N,) logit.
+
+    The logit is above 0 for a sketch and below 0 for a photo, and differentiable in the image.
+    """
 
     SOURCES = ("procedural", "teachers", "folders")
     source = description = ""
 
-    def freeze(self, source: str, description: str):  # one of SOURCES; one line for the report
-        "Freezes the guide and notes where its knowledge comes from."
+    def freeze(
+        self,
+        source: str,  # one of SOURCES
+        description: str,  # one line for the report
+    ) -> "Guide":
+        "Freezes the guide and notes what it was made from."
         self.source, self.description = source, description
         return self.requires_grad_(False).eval()
 
@@ -38,68 +45,63 @@ class Guide(nn.Module):
     def extra_repr(self):
         return f"{self.source}: {self.description}"
 
-# %% ../../nbs/05_inversion/03_guidance.ipynb #60fb3549
+# %% ../../nbs/05_inversion/03_guidance.ipynb #05678234
 @torch.no_grad()
 def procedural_drawings(
     n: int,  # drawings
     size: int = 32,  # side in pixels
-    strokes: int = 14,
-):  # at most
-    "Drawings of nothing: (n,1,size,size), ink 0 on paper 1, from PyTorch's global random numbers."
-    points = (
-        (spread_strokes(n, strokes) - 0.5) * uniform(n, 0.5, 1.3)
-        + torch.rand(n, 1, 1, 2) * 0.3
-        + 0.35
-    )
+    strokes: int = 14,  # at most
+) -> Tensor:  # (n,1,size,size), ink 0 on paper 1
+    "Drawings of random strokes, from PyTorch's global random numbers."
+    uniform = RandomSource().uniform
+    spread = (spread_strokes(n, strokes) - 0.5) * uniform(n, 0.5, 1.3)
+    points = spread + torch.rand(n, 1, 1, 2) * 0.3 + 0.35
     points = points + torch.randn_like(points) * 0.08 * uniform(n)
-    seen = (torch.rand(n, strokes) < torch.rand(n, 1) * 0.85 + 0.15).float()
-    seen[:, 0] = 1.0
-    return draw_strokes(
-        Strokes(points, seen * (torch.rand(n, 1) * 0.5 + 0.5), torch.rand(n, 1) * 0.05 + 0.01),
-        size,
-        0.012,
-        segments=4,
-    )
+    drawn = (torch.rand(n, strokes) < torch.rand(n, 1) * 0.85 + 0.15).float()
+    drawn[:, 0] = 1.0  # no empty paper
+    opacity = drawn * (torch.rand(n, 1) * 0.5 + 0.5)
+    width = torch.rand(n, 1) * 0.05 + 0.01
+    return draw_strokes(Strokes(points, opacity, width), size, 0.012, segments=4)
 
-# %% ../../nbs/05_inversion/03_guidance.ipynb #4d4d2dd6
+# %% ../../nbs/05_inversion/03_guidance.ipynb #201b9b9c
 class ImageGuide(Guide):
-    "A small convolutional network that looks at grey pictures."
+    "A small convolutional network that sees images in grey."
 
     def __init__(
         self,
-        size: int = 32,  # side at which it looks, pixels
-        width: int = 16,
-    ):  # channels of the first layer
+        size: int = 32,  # side of its input in pixels
+        width: int = 16,  # channels of the first layer
+    ):
         super().__init__()
         self.normalizer = Normalizer(size, 1)
-        convs = [
-            m
-            for i, o in ((1, width), (width, 2 * width), (2 * width, 2 * width))
-            for m in (nn.Conv2d(i, o, 3, 2, 1), nn.SiLU())
-        ]
-        self.net = nn.Sequential(
-            *convs, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2 * width, 1)
-        )
+        layers = []
+        for i, o in ((1, width), (width, 2 * width), (2 * width, 2 * width)):
+            layers += [nn.Conv2d(i, o, 3, 2, 1), nn.SiLU()]
+        head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2 * width, 1)]
+        self.net = nn.Sequential(*layers, *head)
 
-    def forward(self, x: Tensor) -> Tensor:  # (N,1|3,H,W) in [0,1] -> (N,)
+    def forward(
+        self,
+        x: Tensor,  # (N,1|3,H,W) in [0,1]
+    ) -> Tensor:  # (N,) logit of being a sketch
         return self.net(self.normalizer(x))[:, 0]
 
 
-def _learn(
+def _train_guide(
     guide: ImageGuide,
     draw,  # function n -> ((n,3,H,W) photos, (n,1,H,W) sketches)
     steps: int = 100,  # of Adam
-    n: int = 24,
-):  # photos, sketches and blends of each step
-    "Teaches the guide to tell apart what `draw` gives."
+    n: int = 24,  # photos, sketches and blends of each step
+) -> ImageGuide:
+    "Trains the guide on what `draw` gives."
     optimiser = torch.optim.Adam(guide.parameters(), 4e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, steps)
     for _ in range(steps):
-        (photo, sketch), a = (tuple(map(guide.normalizer, draw(n)))), torch.rand(n, 1, 1, 1)
+        photo, sketch = map(guide.normalizer, draw(n))
+        a = torch.rand(n, 1, 1, 1)
         target = torch.cat([torch.zeros(n), torch.ones(n), a.flatten()])
-        loss = modality_loss(
-            guide.net(torch.cat([photo, sketch, a * sketch + (1 - a) * photo])), target
-        )
+        images = torch.cat([photo, sketch, a * sketch + (1 - a) * photo])
+        loss = modality_loss(guide.net(images), target)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -109,30 +111,36 @@ def _learn(
 
 @torch.no_grad()
 def guide_accuracy(
-    guide: Guide, photos: Tensor, sketches: Tensor
-) -> float:  # (N,1|3,H,W) each -> in [0,1]
-    "How often a guide is right, photos and sketches counting alike."
-    return (
-        (guide(photos) < 0).float().mean().item() + (guide(sketches) > 0).float().mean().item()
-    ) / 2
+    guide: Guide,
+    photos: Tensor,  # (N,1|3,H,W) in [0,1]
+    sketches: Tensor,  # (M,1|3,H,W) in [0,1]
+) -> float:  # in [0,1]
+    "Share of images on the right side of 0, photos and sketches weighing alike."
+    photos_right = (guide(photos) < 0).float().mean().item()
+    sketches_right = (guide(sketches) > 0).float().mean().item()
+    return (photos_right + sketches_right) / 2
 
-# %% ../../nbs/05_inversion/03_guidance.ipynb #226c73a9
-def _from_nothing(size: int) -> Guide:
+# %% ../../nbs/05_inversion/03_guidance.ipynb #bc35342e
+def _procedural_guide(size: int) -> Guide:
+    "A guide trained on procedural images."
+
     def draw(n):
         return procedural_photos(n, size), procedural_drawings(n, size)
 
-    guide = _learn(ImageGuide(size), draw)
+    guide = _train_guide(ImageGuide(size), draw)
+    accuracy = guide_accuracy(guide, *draw(200))
     return guide.freeze(
         "procedural",
-        f"a network taught in seconds by made-up surfaces and strokes, pictures of nothing; {guide_accuracy(guide, *draw(200)):.1%} right on 400 new ones",
+        "a network trained in seconds on procedural surfaces and strokes; "
+        f"{accuracy:.1%} right on 400 new ones",
     )
 
-# %% ../../nbs/05_inversion/03_guidance.ipynb #98a1d178
-class _Enough(Exception):
-    "Everything that was wanted of a net has been computed."
+# %% ../../nbs/05_inversion/03_guidance.ipynb #6df1ccde
+class _StopForward(Exception):
+    "The layer that was wanted has run."
 
 
-def _first_norm(teacher: Teacher) -> nn.Module:
+def _first_batch_norm(teacher: Teacher) -> nn.Module:
     "The batch norm that runs first."
     norms = {
         k: m
@@ -140,67 +148,74 @@ def _first_norm(teacher: Teacher) -> nn.Module:
         if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None
     }
     size, device = teacher.normalizer.size, teacher.normalizer.mean.device
+    shape = (1, teacher.modality.channels, size, size)
+    probe = torch.rand(shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad(), capture(norms) as ran:
-        teacher(
-            torch.rand(
-                1, teacher.modality.channels, size, size, generator=torch.Generator().manual_seed(0)
-            ).to(device),
-            bn=False,
-        )
+        teacher(probe.to(device), bn=False)
     if not ran:
         raise ValueError(
-            f"the {teacher.modality} teacher ({type(teacher.net).__name__}) has no batch norm that can be listened to, so its statistics say nothing about modality: "
-            "take guidance from 'procedural', or from 'folders' of photos and sketches of your own"
+            f"the {teacher.modality} teacher ({type(teacher.net).__name__}) has no batch norm "
+            "whose input can be captured, so its statistics say nothing about modality: take "
+            "guidance from 'procedural', or from 'folders' of photos and sketches of your own"
         )
     return norms[next(iter(ran))]
 
 
 class StatisticsGuide(Guide):
-    "Compares how far an image is from what the photo teacher and the sketch teacher remember of theirs."
+    "Compares an image's distances from the batch-norm statistics of photo and sketch teacher."
 
-    def __init__(self, teachers: dict[Modality, Teacher]):
+    def __init__(
+        self,
+        teachers: dict[Modality, Teacher],  # both, each with a batch norm
+    ):
         super().__init__()
         self.teachers = nn.ModuleDict({str(m): teachers[m] for m in MODALITIES})
-        self.norms = nn.ModuleDict({str(m): _first_norm(teachers[m]) for m in MODALITIES})
+        self.norms = nn.ModuleDict({str(m): _first_batch_norm(teachers[m]) for m in MODALITIES})
 
     def distance(
-        self, x: Tensor, modality: str
-    ) -> Tensor:  # (N,1|3,H,W) -> (N,) nats a channel, at least 0
-        "Divergence of each image's statistics from a teacher's memory."
+        self,
+        x: Tensor,  # (N,1|3,H,W) in [0,1]
+        modality: str,  # of the teacher
+    ) -> Tensor:  # (N,) nats a channel, at least 0
+        "Divergence of each image's statistics from those that a teacher stored."
         norm = self.norms[modality]
 
         def stop(*_):
-            raise _Enough
+            raise _StopForward
 
-        with capture({"norm": norm}, "input") as heard:
+        with capture({"norm": norm}, "input") as inputs:
             handle = norm.register_forward_hook(stop)
             try:
                 self.teachers[modality](x, bn=False)
-            except _Enough:
+            except _StopForward:
                 pass
             finally:
                 handle.remove()
-        v, m = torch.var_mean(heard["norm"].float().flatten(2), 2, correction=0)
-        V = norm.running_var + 1e-5  # a dead channel remembers no variance
-        return (
-            (((v + (m - norm.running_mean) ** 2) / V - 1 - (v / V + 1e-3).log()) / 2)
-            .mean(1)
-            .clamp_min(0)
-        )
+        v, m = torch.var_mean(inputs["norm"].float().flatten(2), 2, correction=0)
+        stored = norm.running_var + 1e-5  # the variance of a dead channel is 0
+        ratio = (v + (m - norm.running_mean) ** 2) / stored
+        divergence = (ratio - 1 - (v / stored + 1e-3).log()) / 2
+        return divergence.mean(1).clamp_min(0)
 
-    def forward(self, x: Tensor) -> Tensor:  # (N,1|3,H,W) in [0,1] -> (N,)
+    def forward(
+        self,
+        x: Tensor,  # (N,1|3,H,W) in [0,1]
+    ) -> Tensor:  # (N,) logit of being a sketch
         photo, sketch = ((self.distance(x, m) + 1e-3).log() for m in MODALITIES)
         return photo - sketch
 
-# %% ../../nbs/05_inversion/03_guidance.ipynb #2b9afc3c
-def _listed(
-    folder, modality: str, size: int, most: int = 1000
+# %% ../../nbs/05_inversion/03_guidance.ipynb #4e826606
+def _read_folder(
+    folder,  # path
+    modality: str,  # of its images
+    size: int,  # side in pixels to which they are brought
+    most: int = 1000,  # images; of more, so many are taken at even distances
 ) -> Tensor:  # (N,C,size,size) in [0,1]
-    "The images anywhere under a folder; of very many, `most` spread evenly."
+    "The images anywhere under a folder."
     root = Path(folder)
     if not root.is_dir():
         raise FileNotFoundError(
-            f"modality guidance wants a folder of {modality} images; {folder!s} is none"
+            f"modality guidance reads a folder of {modality} images; {folder!s} is not a folder"
         )
     paths = sorted(
         p
@@ -209,54 +224,65 @@ def _listed(
     )
     if len(paths) < 10:
         raise ValueError(
-            f"{folder} holds {len(paths)} {modality} images; modality guidance wants at least 10 to learn from (known suffixes: {sorted(IMAGE_SUFFIXES)})"
+            f"{folder} holds {len(paths)} {modality} images; modality guidance wants at least 10 "
+            f"to learn from (known suffixes: {sorted(IMAGE_SUFFIXES)})"
         )
-    paths = [paths[i * len(paths) // most] for i in range(most)] if len(paths) > most else paths
+    if len(paths) > most:
+        paths = [paths[i * len(paths) // most] for i in range(most)]
     return torch.stack([open_image(p, modality, size) for p in paths]).float() / 255
 
 
-def _from_folders(folders, size: int) -> Guide:
-    "A guide taught by the images in (photo folder, sketch folder)."
-    if len(folders) != 2 or not all(map(str, folders)):
+def _folders_guide(folders, size: int) -> Guide:
+    "A guide trained on the images in (photo folder, sketch folder)."
+    names = tuple(map(str, folders))
+    if len(names) != 2 or not all(names):
         raise ValueError(
-            f"guidance from 'folders' wants two of them, photos and sketches; found {tuple(map(str, folders))}: name both, or take 'procedural'"
+            "guidance from 'folders' wants two of them, photos and sketches; "
+            f"found {names}: name both, or take 'procedural'"
         )
-    images = {m: _listed(f, m, size) for m, f in zip(MODALITIES, folders)}
-    held = {m: torch.arange(len(x)) % 5 == 0 for m, x in images.items()}
+    images = {m: _read_folder(f, m, size) for m, f in zip(MODALITIES, folders)}
+    val = {m: torch.arange(len(x)) % 5 == 0 for m, x in images.items()}
+    train = {m: x[~val[m]] for m, x in images.items()}
 
     def some(m, n):
-        rest = images[m][~held[m]]
-        return augment_batch(rest[torch.randint(len(rest), (n,))], m)
+        return augment_batch(train[m][torch.randint(len(train[m]), (n,))], m)
 
-    guide = _learn(ImageGuide(size), lambda n: [some(m, n) for m in MODALITIES])
-    right = guide_accuracy(guide, *(images[m][held[m]] for m in MODALITIES))
-    names = " and ".join(
-        f"{(~held[m]).sum()} {m} images of {f}" for m, f in zip(MODALITIES, folders)
-    )
+    guide = _train_guide(ImageGuide(size), lambda n: [some(m, n) for m in MODALITIES])
+    accuracy = guide_accuracy(guide, *(images[m][val[m]] for m in MODALITIES))
+    sources = " and ".join(f"{len(train[m])} {m} images of {f}" for m, f in zip(MODALITIES, names))
     return guide.freeze(
         "folders",
-        f"a network taught by {names}; {right:.1%} right on {sum(h.sum() for h in held.values())} held back",
+        f"a network trained on {sources}; {accuracy:.1%} right on "
+        f"{sum(v.sum() for v in val.values())} held out",
     )
 
-# %% ../../nbs/05_inversion/03_guidance.ipynb #65924e05
+# %% ../../nbs/05_inversion/03_guidance.ipynb #51fe7a92
 def make_guide(
     source: str,  # "procedural", "teachers" or "folders"
     teachers: dict[Modality, Teacher] | None = None,  # for "teachers"
     seed: int = 0,  # of the guide's weights and pictures
     folders=(),  # for "folders": (photos, sketches), paths of anything that holds images
-    size: int = 32,
-) -> Guide:  # side at which a trained guide looks, pixels
-    "A frozen modality guide, with `.source` and a `.description` for the report; takes seconds. Raises ValueError, FileNotFoundError, BrokenImage, DataFreeViolation."
+    size: int = 32,  # side of a trained guide's input, pixels
+) -> Guide:
+    """A frozen modality guide, with `.source` and a `.description` for the report; takes seconds.
+
+    Raises ValueError for an unknown source or missing arguments, and FileNotFoundError, BrokenImage
+    or DataFreeViolation for folders that cannot be read.
+    """
     if source not in Guide.SOURCES:
         raise ValueError(f"modality guidance comes from one of {Guide.SOURCES}; found {source!r}")
     if source == "teachers":
         if not teachers or set(teachers) != set(MODALITIES):
             raise ValueError(
-                f"guidance from 'teachers' wants both, {{'photo': ..., 'sketch': ...}}; found {sorted(teachers or {})}"
+                "guidance from 'teachers' wants both, {'photo': ..., 'sketch': ...}; "
+                f"found {sorted(teachers or {})}"
             )
         return StatisticsGuide(teachers).freeze(
             "teachers",
-            "how far an image is from the statistics that the first batch norm of each teacher remembers; no image, no training",
+            "distances of an image from the statistics of each teacher's first batch norm; "
+            "no image, no training",
         )
     with fork_rng(seed), torch.enable_grad():
-        return _from_nothing(size) if source == "procedural" else _from_folders(folders, size)
+        if source == "procedural":
+            return _procedural_guide(size)
+        return _folders_guide(folders, size)

@@ -5,37 +5,38 @@
 # %% auto #0
 __all__ = ['flatten_beziers', 'PolylineDistance', 'Strokes', 'draw_strokes', 'spread_strokes']
 
-# %% ../../nbs/05_inversion/00_strokes.ipynb #b00edfe7
+# %% ../../nbs/05_inversion/00_strokes.ipynb #8d80dfda
 import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-# %% ../../nbs/05_inversion/00_strokes.ipynb #2d01883e
+# %% ../../nbs/05_inversion/00_strokes.ipynb #3b1d681c
 def flatten_beziers(
     points: Tensor,  # (...,4,2) control points, x to the right and y down, canvas [0,1]
-    segments: int = 8,
-):  # pieces per curve
-    "Cubic Bezier curves as polylines (...,segments+1,2)."
+    segments: int = 8,  # pieces per curve
+) -> Tensor:  # (...,segments+1,2)
+    "Cubic Bezier curves as polylines, in the Bernstein basis."
     t = torch.linspace(0, 1, segments + 1, dtype=points.dtype, device=points.device)[:, None]
     return torch.cat([(1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t * t * (1 - t), t**3], 1) @ points
 
-# %% ../../nbs/05_inversion/00_strokes.ipynb #d09a5313
+# %% ../../nbs/05_inversion/00_strokes.ipynb #0fbe8b51
 class PolylineDistance(torch.autograd.Function):
     "Distance of every pixel centre to each polyline: (M,P+1,2) and a side -> (M,side,side)."
 
     @staticmethod
     def forward(ctx, lines, size):
         grid = (torch.arange(size, device=lines.device, dtype=lines.dtype) + 0.5) / size
-        best = lines.new_full((len(lines), size, size), torch.inf)
-        along, nearest = torch.zeros_like(best), torch.zeros_like(best, dtype=torch.uint8)
+        best = lines.new_full((len(lines), size, size), torch.inf)  # squared distance so far
+        along = torch.zeros_like(best)
+        nearest = torch.zeros_like(best, dtype=torch.uint8)
         for k in range(lines.shape[1] - 1):
-            a, d = lines[:, k, :, None], (lines[:, k + 1] - lines[:, k])[..., None]
+            a = lines[:, k, :, None]
+            d = (lines[:, k + 1] - lines[:, k])[..., None]
             x, y = (grid - a).unbind(1)
-            unit = d / d.square().sum(1, keepdim=True).clamp_min(
-                1e-12
-            )  # a dot has no direction: t = 0
+            length = d.square().sum(1, keepdim=True).clamp_min(1e-12)  # a dot has t = 0
+            unit = d / length
             t = ((x * unit[:, 0])[:, None, :] + (y * unit[:, 1])[:, :, None]).clamp_(0, 1)
             away = torch.addcmul(x[:, None, :], t, d[:, :1], value=-1).square_()
             dy = torch.addcmul(y[:, :, None], t, d[:, 1:], value=-1)
@@ -54,123 +55,126 @@ class PolylineDistance(torch.autograd.Function):
         (m, corners, _), size = lines.shape, distance.shape[-1]
         grid = (torch.arange(size, device=lines.device, dtype=lines.dtype) + 0.5) / size
         nearest = nearest.view(m, -1).long()
+
+        def of_nearest(table):
+            "A number of each segment, (M,P), for the nearest one of each pixel."
+            return table.gather(1, nearest).view_as(t)
+
         start, along = lines[:, :-1], lines[:, 1:] - lines[:, :-1]
-        pick = lambda table: table.gather(1, nearest).view_as(t)  # of each pixel's own segment
-        f = lines.new_empty(4, m, size, size)  # g (u - q) / d, in x and y, then the same times t
         rate = grad / distance.clamp_min(1e-12)
-        torch.addcmul(grid - pick(start[..., 0]), t, pick(along[..., 0]), value=-1, out=f[0]).mul_(
-            rate
-        )
-        torch.addcmul(
-            grid[:, None] - pick(start[..., 1]), t, pick(along[..., 1]), value=-1, out=f[1]
-        ).mul_(rate)
+        f = lines.new_empty(4, m, size, size)  # g (u - q) / d, in x and y, then the same times t
+        for i, u in enumerate((grid, grid[:, None])):
+            from_start = u - of_nearest(start[..., i])
+            torch.addcmul(from_start, t, of_nearest(along[..., i]), value=-1, out=f[i])
+            f[i].mul_(rate)
         torch.mul(f[:2], t, out=f[2:])
         owner = f.new_zeros(m, corners - 1, size * size).scatter_(1, nearest[:, None], 1.0)
-        pull, pull_t = torch.einsum("fmi,mki->mkf", f.view(4, m, -1), owner).split(2, -1)
+        total, total_t = torch.einsum("fmi,mki->mkf", f.view(4, m, -1), owner).split(2, -1)
         out = torch.zeros_like(lines)
-        out[:, :-1] += pull_t - pull
-        out[:, 1:] -= pull_t
+        out[:, :-1] += total_t - total
+        out[:, 1:] -= total_t
         return out, None
 
-# %% ../../nbs/05_inversion/00_strokes.ipynb #6f66347a
+# %% ../../nbs/05_inversion/00_strokes.ipynb #0d94d04f
+_SVG = """<svg xmlns="http://www.w3.org/2000/svg" width="{side}" height="{side}" viewBox="0 0 1 1">
+<rect width="1" height="1" fill="white"/>
+<g fill="none" stroke="black" stroke-linecap="round">
+{paths}
+</g>
+</svg>
+"""
+
+
 @dataclass
 class Strokes:
-    "Drawings as curves: cubic Beziers with a visibility and a width each."
+    "Drawings as curves: cubic Beziers with an opacity and a width each."
 
-    points: Tensor  # (N,S,4,2) control points, x right and y down; the canvas is [0,1], points outside it are legal
-    visibility: Tensor  # (N,S) in [0,1]
+    points: Tensor  # (N,S,4,2) control points, x right and y down; canvas [0,1], may lie outside
+    opacity: Tensor  # (N,S) in [0,1]
     width: Tensor | float = 0.025  # (N,S) or one number: full width, share of the side
 
     def __post_init__(self):
-        if (
-            self.points.ndim != 4
-            or self.points.shape[2:] != (4, 2)
-            or self.visibility.shape != self.points.shape[:2]
-        ):
+        points, opacity = self.points, self.opacity
+        curves = points.ndim == 4 and points.shape[2:] == (4, 2)
+        if not curves or opacity.shape != points.shape[:2]:
             raise ValueError(
-                f"wanted points (N,S,4,2) and visibility (N,S); found {tuple(self.points.shape)} and {tuple(self.visibility.shape)}"
+                "wanted points (N,S,4,2) and opacity (N,S); "
+                f"found {tuple(points.shape)} and {tuple(opacity.shape)}"
             )
-        self.width = torch.as_tensor(
-            self.width, dtype=self.points.dtype, device=self.points.device
-        ).expand(self.visibility.shape)
+        width = torch.as_tensor(self.width, dtype=points.dtype, device=points.device)
+        self.width = width.expand(opacity.shape)
 
     def __len__(self):
         return len(self.points)
 
     def __getitem__(self, i: slice):
-        return Strokes(self.points[i], self.visibility[i], self.width[i])
+        return Strokes(self.points[i], self.opacity[i], self.width[i])
 
     def draw(
         self,
         size: int,  # side in pixels
-        softness: float = 0.01,
-    ):  # of the edge, share of the side
-        "The drawings as canonical sketches (N,1,size,size)."
+        softness: float = 0.01,  # width of the edge, share of the side
+    ) -> Tensor:  # canonical sketches (N,1,size,size), ink 0 on paper 1
+        "The drawings as images, see `draw_strokes`."
         return draw_strokes(self, size, softness)
 
-# %% ../../nbs/05_inversion/00_strokes.ipynb #961760a1
+    def svg(
+        self,
+        i: int,  # which drawing
+        side: int = 128,  # of the picture on screen, in CSS pixels
+        threshold: float = 0.05,  # strokes of a lower opacity are left out
+    ) -> str:
+        "Drawing `i` as the text of an SVG file, in a view box of 0 to 1."
+
+        def path(points, opacity, width):
+            a, b, c, d = (f"{x:.4f} {y:.4f}" for x, y in points)
+            style = f'stroke-width="{width:.4f}" stroke-opacity="{opacity:.4f}"'
+            return f'<path d="M {a} C {b}, {c}, {d}" {style}/>'
+
+        parts = (t[i].detach().cpu().tolist() for t in (self.points, self.opacity, self.width))
+        paths = [path(p, v, w) for p, v, w in zip(*parts) if v >= threshold]
+        return _SVG.format(side=side, paths="\n".join(paths))
+
+    def _repr_svg_(self):
+        return self.svg(0)
+
+# %% ../../nbs/05_inversion/00_strokes.ipynb #b73cf611
 def draw_strokes(
     strokes: Strokes,  # N drawings of S strokes
     size: int,  # side in pixels
-    softness: float = 0.01,  # width of the edge, share of the side: .04 for far-reaching gradients, .01 for crisp lines
+    softness: float = 0.01,  # of the edge, share of the side: .04 reaches far, .01 is crisp
     segments: int = 8,  # straight pieces per curve
-    block: int = 2**18,
-):  # stroke-pixels that are worked on at once
-    "Draws with a soft pen; differentiable in points, visibility and width. Returns canonical sketches (N,1,size,size), ink 0 on paper 1."
+    block: int = 2**18,  # stroke-pixels that are worked on at once
+) -> Tensor:  # canonical sketches (N,1,size,size), ink 0 on paper 1
+    "Rasterises with soft edges; differentiable in points, opacity and width."
     if size < 1 or not softness > 0:
         raise ValueError(
-            f"wanted a side of at least 1 pixel and a softness above 0; found size={size}, softness={softness}"
+            "wanted a side of at least 1 pixel and a softness above 0; "
+            f"found size={size}, softness={softness}"
         )
-    n, s = strokes.visibility.shape
-    step, sheets = max(1, block // (s * size * size)), []
-    with torch.autocast(
-        strokes.points.device.type, enabled=False
-    ):  # half precision would round points to the pixel
-        for part in (strokes[i : i + step] for i in range(0, max(n, 1), step)):
+    n, s = strokes.opacity.shape
+    step = max(1, block // (s * size * size))
+    images = []
+    with torch.autocast(strokes.points.device.type, enabled=False):  # half precision rounds points
+        for i in range(0, max(n, 1), step):
+            part = strokes[i : i + step]
             lines = flatten_beziers(part.points, segments).flatten(0, 1)
             distance = PolylineDistance.apply(lines, size).view(len(part), s, size, size)
             half = part.width[..., None, None] / 2
-            full = part.visibility[..., None, None] / torch.sigmoid(half / softness)
-            sheets.append((1 - full * torch.sigmoid((half - distance) / softness)).prod(1)[:, None])
-    return torch.cat(sheets)
+            full = part.opacity[..., None, None] / torch.sigmoid(half / softness)
+            ink = full * torch.sigmoid((half - distance) / softness)
+            images.append((1 - ink).prod(1)[:, None])
+    return torch.cat(images)
 
-# %% ../../nbs/05_inversion/00_strokes.ipynb #c9c100a6
-def _svg(
-    self: Strokes,
-    i: int,  # which drawing
-    side: int = 128,  # of the picture on screen, in CSS pixels
-    threshold: float = 0.05,
-):  # strokes less visible than this are left out
-    "Drawing `i` as the text of an SVG file, in a view box of 0 to 1."
-
-    def path(p, v, w):
-        a, b, c, d = (f"{x:.4f} {y:.4f}" for x, y in p)
-        return f'<path d="M {a} C {b}, {c}, {d}" stroke-width="{w:.4f}" stroke-opacity="{v:.4f}"/>'
-
-    points, seen, width = (
-        t[i].detach().cpu().tolist() for t in (self.points, self.visibility, self.width)
-    )
-    paths = "\n".join(path(p, v, w) for p, v, w in zip(points, seen, width) if v >= threshold)
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{side}" height="{side}" viewBox="0 0 1 1">\n<rect width="1" height="1" fill="white"/>\n'
-        f'<g fill="none" stroke="black" stroke-linecap="round">\n{paths}\n</g>\n</svg>\n'
-    )
-
-
-Strokes.svg = _svg
-Strokes._repr_svg_ = lambda self: self.svg(0)
-
-# %% ../../nbs/05_inversion/00_strokes.ipynb #69f5dc09
-def spread_strokes(*shape: int):  # leading shape, the last number being strokes
-    "Random short curves spread over the paper: (*shape,4,2)."
-    centre, angle, length = (
-        torch.rand(*shape, 2) * 0.7 + 0.15,
-        torch.rand(*shape) * 2 * math.pi,
-        torch.rand(*shape) * 0.25 + 0.1,
-    )
+# %% ../../nbs/05_inversion/00_strokes.ipynb #04410179
+def spread_strokes(
+    *shape: int,  # leading shape of the result, the last number being strokes
+) -> Tensor:  # (*shape,4,2) control points
+    "Random short curves spread over the paper, from PyTorch's global random numbers."
+    centre = torch.rand(*shape, 2) * 0.7 + 0.15
+    angle = torch.rand(*shape) * 2 * math.pi
+    length = torch.rand(*shape) * 0.25 + 0.1
     along = torch.stack([angle.cos(), angle.sin()], -1) * length[..., None]
-    return (
-        centre[..., None, :]
-        + along[..., None, :] * torch.tensor([-0.5, -1 / 6, 1 / 6, 0.5])[:, None]
-        + torch.randn(*shape, 4, 2) * 0.04
-    )
+    thirds = torch.tensor([-0.5, -1 / 6, 1 / 6, 0.5])[:, None]
+    bend = torch.randn(*shape, 4, 2) * 0.04
+    return centre[..., None, :] + along[..., None, :] * thirds + bend

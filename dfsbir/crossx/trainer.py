@@ -150,7 +150,7 @@ class CrossX:
             objective,
             WeightedLoss(c.weights(EstimatorLoss.TERMS)),
             self.fabric,
-            warmup=max(c.plan().count("synthesize"), 1),
+            schedule_steps=max(c.plan().count("synthesize"), 1),
             batch=c.batch,
             lr=(c.photo_lr, c.sketch_lr),
             classify=None if c.conditioned else self.classify,

@@ -455,8 +455,9 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint_whole(
 
 
 def test_another_config_does_not_go_on_with_a_run(teachers, tmp_path):
-    begin(teachers, CONFIGS["dfsbir"], tmp_path / "run")
-    with pytest.raises(ValueError, match="other parameters .*student_lr: 3e-05 there, 0.5 here"):
+    _, run = begin(teachers, CONFIGS["dfsbir"], tmp_path / "run")
+    run.log(1, loss=1)
+    with pytest.raises(ValueError, match="student_lr: 3e-05 there, 0.5 here"):
         begin(teachers, replace(CONFIGS["dfsbir"], student_lr=0.5), tmp_path / "run")
 
 

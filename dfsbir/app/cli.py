@@ -30,7 +30,7 @@ from ..data.image_set import ImageSet
 from ..data.toy import toy_pairs
 from ..evaluation.report import evaluate_retrieval
 from ..evaluation.retrieval import embed
-from ..search.gallery import Gallery
+from ..search.gallery import Gallery, write_parquet
 from ..search.indexing import index_photos
 from ..search.searcher import Searcher
 from ..students.encoder import export_onnx, load_encoder, load_encoders, save_encoders
@@ -451,7 +451,7 @@ def _index(args):
     if args.approximate:
         print("approximate index: " + ", ".join(f"{k} {v}" for k, v in gallery.add_index().items()))
     if args.parquet:
-        gallery.to_parquet(args.parquet)
+        write_parquet(gallery, args.parquet)
 
 
 def _add_search(commands):

@@ -1,0 +1,216 @@
+"""The pyramid estimator: slow oracles of its parts, exact resuming, and what it must refuse."""
+
+import copy
+import math
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from dfsbir.core.config import ConfigError
+from dfsbir.core.device import make_fabric
+from dfsbir.core.types import MODALITIES, Modality, Normalizer
+from dfsbir.inversion.pyramid import (
+    BatchNormPrior,
+    Pyramid,
+    PyramidConfig,
+    PyramidEstimator,
+    agreed_adversary,
+    between_classes,
+    pyramid_sides,
+    random_crop,
+    roll_flip,
+)
+from dfsbir.losses.inversion import bn_prior_loss
+from dfsbir.teachers.class_map import align_classes
+from dfsbir.teachers.nets import build_net
+from dfsbir.teachers.teacher import Teacher
+
+NAMES = ("cup", "fish", "star")
+
+
+class Plain(nn.Module):
+    "A classifier without batch norm."
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3, 2)
+        self.fc = nn.Linear(6, len(NAMES))
+
+    def forward(self, x):
+        return self.fc(self.conv(x).relu().mean((2, 3)))
+
+
+def teacher(modality, net=None):
+    torch.manual_seed(0 if modality == "photo" else 1)
+    net = net or build_net("dfsbir", "tiny", len(NAMES))
+    return Teacher(net, NAMES, Normalizer(16), modality)
+
+
+def estimator(teachers=None, **changes):
+    teachers = teachers or {m: teacher(m) for m in MODALITIES}
+    configs = {
+        Modality.PHOTO: PyramidConfig(size=16),
+        Modality.SKETCH: PyramidConfig(size=16, bias=2.5),
+    }
+    settings = {"steps": 4, "batch": 6, "seed": 0, **changes}
+    return PyramidEstimator(
+        teachers, align_classes(NAMES, NAMES), configs, make_fabric("cpu"), **settings
+    )
+
+
+@pytest.mark.parametrize("size", [4, 5, 16, 28, 64, 224])
+def test_sides_double_and_end_at_the_picture(size):
+    sides = pyramid_sides(size)
+    assert sides[0] == 4 and sides[-1] == size
+    assert sides == sorted(set(sides))
+    assert all(b == 2 * a for a, b in zip(sides[:-2], sides[1:-1]))
+
+
+def test_a_picture_is_the_sigmoid_of_its_resolutions():
+    start = Pyramid.draw_start(2, 1, 16, torch.Generator().manual_seed(0))
+    pyramid = Pyramid(start, bias=0.5)
+    total = 0.5 + start[-1]
+    for grid in start[:-1]:
+        total = total + nn.Upsample(16, mode="bilinear")(grid)
+    torch.testing.assert_close(pyramid(), total.sigmoid())
+
+
+def test_the_prior_is_the_loss_of_each_layer_where_no_variance_is_small():
+    torch.manual_seed(0)
+    targets = [(torch.randn(k), 0.5 + torch.rand(k)) for k in (3, 8)]
+    stats = [(torch.randn(k), torch.rand(k)) for k in (3, 8)]
+    prior = BatchNormPrior(targets, quantile=0.0)
+    torch.testing.assert_close(prior(stats), bn_prior_loss(stats, targets))
+
+
+def test_a_channel_without_variance_does_not_rule_the_prior():
+    targets = [(torch.zeros(40), torch.cat([torch.ones(39), torch.full((1,), 1e-12)]))]
+    stats = [(torch.zeros(40), torch.ones(40))]
+    assert BatchNormPrior(targets, quantile=0.1)(stats) < 0.2
+
+
+def test_the_moving_average_is_over_finished_batches_and_has_no_gradient():
+    targets = [(torch.zeros(2), torch.ones(2))]
+    prior = BatchNormPrior(targets, decay=0.5)
+    prior([(torch.full((2,), 2.0), torch.ones(2))])
+    prior.finish_batch()
+    mean = torch.full((2,), -2.0, requires_grad=True)
+    value = prior([(mean, torch.ones(2))])
+    value.backward()
+    # mean (-2+2)/2 = 0; mean of squares (5+5)/2 = 5, so the variance is 5
+    torch.testing.assert_close(value.detach(), torch.tensor(4 * math.sqrt(2) / math.sqrt(2)))
+    assert torch.isfinite(mean.grad).all()
+    assert not prior.past[0].requires_grad
+
+
+def test_views_keep_shape_and_range():
+    random = torch.Generator().manual_seed(0)
+    x = torch.rand(5, 3, 12, 12)
+    for view in (roll_flip(x, 3, random), random_crop(x, 0.1, random)):
+        assert view.shape == x.shape
+        assert view.min() >= 0 and view.max() <= 1 + 1e-6
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_targets_between_classes(share):
+    label = torch.arange(3).repeat(200)
+    target = between_classes(label, 3, share, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(target.sum(1), torch.ones(600))
+    own = target.gather(1, label[:, None])[:, 0]
+    assert (own >= 0.5).all()
+    assert abs((own < 1).float().mean().item() - share) < 0.1
+
+
+def test_the_adversary_by_a_loop():
+    torch.manual_seed(0)
+    t, s = 3 * torch.randn(20, 4), 3 * torch.randn(20, 4)
+    total = 0.0
+    for a, b in zip(t, s):
+        if a.argmax() == b.argmax():
+            p, q = a.softmax(0), b.softmax(0)
+            total -= (p * (p / q).log()).sum().item()
+    assert agreed_adversary(t, s).item() == pytest.approx(total / 20, abs=1e-5)
+
+
+def test_each_finished_pair_is_given_once_in_order():
+    e = estimator(snapshots=(0.5, 1.0))
+    e.synthesize(8)
+    assert e.waiting() == 24
+    first, rest = e.sample(5), e.sample(19)
+    assert e.waiting() == 0
+    assert len(first) == 5 and len(rest) == 19
+    assert set(rest.label.tolist()) == {0, 1, 2}
+    with pytest.raises(ValueError, match="finished"):
+        e.sample(1)
+
+
+@pytest.mark.parametrize("at", [0, 2, 4, 6])
+def test_resumes_to_the_same_pictures(at):
+    whole = estimator()
+    whole.synthesize(8)
+    first = estimator()
+    first.synthesize(at) if at else None
+    second = estimator()
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    second.synthesize(8 - at)
+    for a, b in zip(vars(whole.sample(12)).values(), vars(second.sample(12)).values()):
+        assert a is b is None or torch.equal(a, b)
+
+
+def test_every_term_has_a_switch_and_a_gradient():
+    e = estimator(
+        modality=1.0,
+        guidance=lambda x: x.mean((1, 2, 3)),
+        adversarial=1.0,
+        students=lambda m, x: x.mean((2, 3))[:, :1].expand(-1, 3) * torch.arange(3.0),
+    )
+    e.synthesize(1)
+    names = {name.split("/")[-1] for name in e.log()}
+    assert names == {
+        *("class", "bn", "total_variation", "modality", "adversarial", "align", "total")
+    }
+    bare = estimator(align=0.0)
+    bare.synthesize(1)
+    assert not {"align", "modality"} & {name.split("/")[-1] for name in bare.log()}
+
+
+def test_a_teacher_without_batch_norm_is_named():
+    teachers = {m: teacher(m, Plain()) for m in MODALITIES}
+    with pytest.warns(UserWarning, match="batch norm"):
+        e = estimator(teachers)
+    e.synthesize(4)
+    assert "photo/bn" not in e.log()
+    assert torch.isfinite(e.sample(6).photo).all()
+
+
+def test_modalities_of_other_sizes_share_a_start():
+    teachers = {m: teacher(m) for m in MODALITIES}
+    configs = {
+        Modality.PHOTO: PyramidConfig(size=24),
+        Modality.SKETCH: PyramidConfig(size=16, bias=2.5),
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        e = PyramidEstimator(
+            teachers, align_classes(NAMES, NAMES), configs, make_fabric("cpu"), 2, 3
+        )
+        e.synthesize(2)
+    pairs = e.sample(3)
+    assert pairs.photo.shape == (3, 3, 24, 24) and pairs.sketch.shape == (3, 1, 16, 16)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"modality": 1.0}, {"adversarial": 1.0}, {"snapshots": ()}, {"snapshots": (2.0, 1.0)}],
+)
+def test_what_is_missing_is_named(change):
+    with pytest.raises(ValueError):
+        estimator(**change)
+
+
+@pytest.mark.parametrize("change", [{"lr": 0.0}, {"bn_decay": 1.0}, {"size": 3}, {"roll": 0.5}])
+def test_settings_out_of_range(change):
+    with pytest.raises(ConfigError):
+        PyramidConfig(**change)

@@ -1,0 +1,182 @@
+"""Cold students: oracles of their loss, any network, one for both modalities, exact resuming."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dfsbir.core.types import MODALITIES, Modality, Normalizer, PairBatch
+from dfsbir.students.cold import (
+    ColdConfig,
+    ColdDistiller,
+    blend_images,
+    cold_encoder,
+    cosine_schedule,
+    distillation_loss,
+    share_net,
+)
+from dfsbir.students.encoder import load_encoders, save_encoders
+from dfsbir.students.heads import MetricSpace
+from dfsbir.teachers.class_map import align_classes
+from dfsbir.teachers.nets import build_net
+from dfsbir.teachers.teacher import Teacher
+
+NAMES = ("cup", "fish", "star")
+SPACE = MetricSpace.random(len(NAMES), 16)
+SAME = align_classes(NAMES, NAMES)
+
+
+def teacher(modality, classes=NAMES):
+    torch.manual_seed(0 if modality == "photo" else 1)
+    net = build_net("dfsbir", "tiny", len(classes))
+    card = {"source": "dfsbir", "name": "tiny"}
+    return Teacher(net, classes, Normalizer(16), modality, card=card)
+
+
+@pytest.fixture
+def teachers():
+    return {m: teacher(m) for m in MODALITIES}
+
+
+@pytest.fixture
+def pairs():
+    torch.manual_seed(2)
+    return PairBatch(torch.rand(12, 3, 16, 16), torch.rand(12, 1, 16, 16), torch.arange(12) % 3)
+
+
+def distiller(teachers, steps=6, class_map=SAME, **changes):
+    torch.manual_seed(3)
+    config = ColdConfig(**{"net": "dfsbir/tiny", "batch": 12, **changes})
+    photo, sketch = (cold_encoder(teachers[m], class_map, SPACE, config.net) for m in MODALITIES)
+    if config.shared:
+        share_net(photo, sketch)
+    return ColdDistiller(photo, sketch, teachers, class_map, config, steps)
+
+
+@pytest.mark.parametrize("T", [1.0, 3.0, 20.0])
+def test_distillation_loss_by_a_loop(T):
+    torch.manual_seed(0)
+    s, t = torch.randn(6, 4), torch.randn(6, 4)
+    total = 0.0
+    for a, b in zip(s, t):
+        p, q = (b / T).softmax(0), (a / T).softmax(0)
+        total += sum(x * (x / y).log() for x, y in zip(p, q)).item()
+    assert distillation_loss(s, t, T).item() == pytest.approx(T * T * total / 6, rel=1e-4)
+    assert distillation_loss(t, t, T).item() == pytest.approx(0, abs=1e-5)
+
+
+def test_at_high_temperature_it_compares_centred_logits():
+    torch.manual_seed(0)
+    s, t = torch.randn(6, 4), torch.randn(6, 4)
+    centred = [x - x.mean(1, keepdim=True) for x in (s, t)]
+    limit = F.mse_loss(*centred, reduction="sum") / (2 * 4 * 6)  # Hinton et al. 2015, eq. 4
+    assert distillation_loss(s, t, 50.0).item() == pytest.approx(limit.item(), rel=0.05)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_blends_leave_the_rest_of_the_batch_alone(share):
+    torch.manual_seed(0)
+    x = torch.rand(12, 1, 8, 8)
+    out = blend_images(x, share)
+    untouched = 12 - 2 * int(12 * share / 2)
+    assert torch.equal(out[12 - untouched :], x[12 - untouched :])
+    assert out.min() >= 0 and out.max() <= 1
+
+
+def test_schedule_rises_then_falls_to_zero():
+    values = [cosine_schedule(p / 100, 0.1) for p in range(101)]
+    assert values[0] == 0 and max(values) == pytest.approx(1) and values[-1] == pytest.approx(0)
+    assert values.index(max(values)) == 10
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("shared", [False, True])
+def test_students_learn_what_the_teachers_say(teachers, pairs, optimizer, shared):
+    lr = 0.1 if optimizer == "sgd" else 5e-3
+    d = distiller(teachers, 60, optimizer=optimizer, lr=lr, shared=shared, distill_temperature=1.0)
+    losses = []
+    for _ in range(60):
+        d.step(pairs)
+        losses.append(d.log()["total"])
+    assert sum(losses[-10:]) < 0.5 * sum(losses[:10])
+    assert (d.averaged.photo.net is d.averaged.sketch.net) == shared
+
+
+def test_batch_norms_keep_statistics_of_their_own(teachers, pairs):
+    d = distiller(teachers)
+    before = copy.deepcopy(d.averaged.photo.net.stem[1].running_mean)
+    d.step(pairs)
+    assert not torch.equal(before, d.averaged.photo.net.stem[1].running_mean)
+
+
+def test_the_teacher_sees_the_same_view(teachers, pairs):
+    seen = {}
+    for same in (True, False):
+        d = distiller(teachers, same_view=same)
+        torch.manual_seed(5)
+        views, targets = d._views(pairs)
+        m = Modality.PHOTO
+        shown = views[m] if same else pairs.photo
+        want = teachers[m](shown, bn=False).logits
+        torch.testing.assert_close(targets[m], want)
+        seen[same] = targets[m]
+    assert not torch.allclose(seen[True], seen[False])
+
+
+def test_many_classes_of_a_teacher_become_one_output(pairs):
+    classes = ("beagle", "pug", "fish", "star", "moon")
+    aliases = {"beagle": "dog", "pug": "dog"}
+    teachers = {
+        Modality.PHOTO: teacher("photo", classes),
+        Modality.SKETCH: teacher("sketch", ("dog", "fish", "star")),
+    }
+    class_map = align_classes(classes, ("dog", "fish", "star"), aliases)
+    d = distiller(teachers, class_map=class_map)
+    d.step(pairs)
+    assert d.averaged.photo.net.fc.out_features == 3
+    _, targets = d._views(pairs)
+    assert targets[Modality.PHOTO].shape == (12, 3)
+
+
+def test_resumes_exactly(teachers, pairs):
+    whole, first, second = (distiller(teachers) for _ in range(3))
+    for step in range(6):
+        torch.manual_seed(step)
+        whole.step(pairs)
+    for step in range(3):
+        torch.manual_seed(step)
+        first.step(pairs)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    for step in range(3, 6):
+        torch.manual_seed(step)
+        second.step(pairs)
+    for a, b in zip(
+        whole.averaged.state_dict().values(), second.averaged.state_dict().values(), strict=True
+    ):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_encoders_are_saved_and_loaded(teachers, pairs, tmp_path, shared):
+    d = distiller(teachers, shared=shared)
+    d.step(pairs)
+    made = d.encoders()
+    save_encoders(tmp_path, made)
+    loaded = load_encoders(tmp_path)
+    for m in MODALITIES:
+        torch.testing.assert_close(loaded[m](pairs.of(m)), made[m](pairs.of(m)))
+
+
+def test_another_architecture_and_input_size(teachers):
+    encoder = cold_encoder(
+        teachers[Modality.SKETCH], SAME, SPACE, "torchvision/mobilenet_v3_small", size=32
+    )
+    assert encoder.eval()(torch.rand(2, 1, 16, 16)).shape == (2, 16)
+    assert encoder.normalizer.size == 32
+
+
+def test_a_net_that_cannot_be_named_is_refused():
+    nameless = Teacher(build_net("dfsbir", "tiny", 3), NAMES, Normalizer(16), "photo")
+    with pytest.raises(ValueError, match="by name"):
+        cold_encoder(nameless, SAME, SPACE)

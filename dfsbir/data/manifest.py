@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['ManifestMismatch', 'Manifest', 'hashed_split']
 
-# %% ../../nbs/01_data/06_manifest.ipynb #2a462f55
+# %% ../../nbs/01_data/06_manifest.ipynb #5588c362
 import hashlib
 import json
 import os
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,47 +18,53 @@ from ..core.checkpoint import write_atomic
 from .folders import SPLIT_NAMES
 from .image_files import IMAGE_SUFFIXES
 
-# %% ../../nbs/01_data/06_manifest.ipynb #5e61e1fd
-_KEPT = IMAGE_SUFFIXES | {".ndjson", ".npy"}
-
-
+# %% ../../nbs/01_data/06_manifest.ipynb #245d1a6e
 class ManifestMismatch(ValueError):
     "Files are not those of the manifest: `.missing`, `.extra` and `.changed` name them."
 
-    def __init__(self, root, missing=(), extra=(), changed=()):
-        self.root, self.missing, self.extra, self.changed = (
-            str(root),
-            list(missing),
-            list(extra),
-            list(changed),
+    def __init__(
+        self,
+        root,  # the folder
+        missing=(),  # listed, but not there
+        extra=(),  # there, but not listed
+        changed=(),  # of another content
+    ):
+        self.root = str(root)
+        self.missing = list(missing)
+        self.extra = list(extra)
+        self.changed = list(changed)
+        lines = [f"missing: {path}" for path in self.missing]
+        lines += [f"extra: {path}" for path in self.extra]
+        lines += [f"changed: {path}" for path in self.changed]
+        message = (
+            f"{root} differs from its manifest in {len(lines)} files: restore them, "
+            "or write a new manifest if the change is meant"
         )
-        lines = [
-            f"{kind}: {p}" for kind in ("missing", "extra", "changed") for p in getattr(self, kind)
-        ]
-        more = (
-            f"\n  ... and {len(lines) - 40} more (see .missing, .extra, .changed)"
-            if len(lines) > 40
-            else ""
-        )
-        super().__init__(
-            f"{root} differs from its manifest in {len(lines)} files: restore them, or write a new manifest if the change is meant\n  "
-            + "\n  ".join(lines[:40])
-            + more
-        )
+        shown = lines[:40]
+        if len(lines) > len(shown):
+            rest = len(lines) - len(shown)
+            shown.append(f"... and {rest} more (see .missing, .extra, .changed)")
+        super().__init__("\n  ".join([message, *shown]))
 
     def __reduce__(self):
         return ManifestMismatch, (self.root, self.missing, self.extra, self.changed)
 
+# %% ../../nbs/01_data/06_manifest.ipynb #1783935c
+_LISTED = IMAGE_SUFFIXES | {".ndjson", ".npy"}
+_FORMAT = "dfsbir-manifest-1"
 
-def _listing(root):
+
+def _list_files(root):
+    "Relative paths, with '/', of the images and drawings in a folder, without hidden ones."
     if not root.is_dir():
         raise FileNotFoundError(f"{root} is not a folder")
-    every = (p for p in root.rglob("*") if p.suffix.lower() in _KEPT and p.is_file())
-    return sorted(
-        r.as_posix()
-        for r in (p.relative_to(root) for p in every)
-        if not any(part.startswith(".") for part in r.parts)
-    )
+    found = []
+    for file in root.rglob("*"):
+        relative = file.relative_to(root)
+        hidden = any(part.startswith(".") for part in relative.parts)
+        if file.suffix.lower() in _LISTED and file.is_file() and not hidden:
+            found.append(relative.as_posix())
+    return sorted(found)
 
 
 def _checksum(path):
@@ -65,8 +72,9 @@ def _checksum(path):
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
-def _folder_split(path):
-    return next((p for p in path.split("/")[:-1] if p in SPLIT_NAMES), "all")
+def _split_of_folder(path):
+    "The train, test or validation folder on the way to a file, or 'all'."
+    return next((part for part in path.split("/")[:-1] if part in SPLIT_NAMES), "all")
 
 
 @dataclass
@@ -80,114 +88,136 @@ class Manifest:
     def scan(
         root,  # folder of images, ndjson or npy files at any depth
         name: str = "",  # of the data set; the folder's if empty
-        split_of=_folder_split,  # path -> split; by default the train/test/val folder on the way, else "all"
-    ):
-        "The manifest of a folder as it is now."
+        # path -> split; by default the train, test or val folder on the way, else "all"
+        split_of: Callable[[str], str] = _split_of_folder,
+    ) -> "Manifest":
+        "The manifest of a folder as it is now. Raises FileNotFoundError."
         root = Path(root)
-        files = {p: (split_of(p), _checksum(root / p)) for p in _listing(root)}
+        files = {path: (split_of(path), _checksum(root / path)) for path in _list_files(root)}
         if not files:
             raise FileNotFoundError(f"{root} holds no images, ndjson or npy files: nothing to list")
         return Manifest(name or root.name, files)
 
     @property
-    def splits(self):
+    def splits(self) -> list[str]:
         "Names of the splits."
-        return sorted({s for s, _ in self.files.values()})
+        return sorted({split for split, _ in self.files.values()})
 
     @property
-    def counts(self):
+    def counts(self) -> dict:
         "Files per split and folder."
-        n = {s: Counter() for s in self.splits}
-        for p, (s, _) in self.files.items():
-            n[s][p.rpartition("/")[0] or "."] += 1
-        return {s: dict(sorted(c.items())) for s, c in n.items()}
+        counts = {split: Counter() for split in self.splits}
+        for path, (split, _) in self.files.items():
+            counts[split][path.rpartition("/")[0] or "."] += 1
+        return {split: dict(sorted(count.items())) for split, count in counts.items()}
 
     @property
-    def sha256(self):
+    def sha256(self) -> str:
         "One checksum for all: what a card records."
-        return hashlib.sha256(
-            json.dumps([self.name, sorted(self.files.items())]).encode()
-        ).hexdigest()
+        content = json.dumps([self.name, sorted(self.files.items())])
+        return hashlib.sha256(content.encode()).hexdigest()
 
     def paths(
         self,
-        split: str | None = None,  # or None for all
-    ):
+        split: str | None = None,  # None: all
+    ) -> list[str]:
         "The files of a split, in order."
         if split is not None and split not in self.splits:
             raise ValueError(f"manifest {self.name!r} has no split {split!r}; it has {self.splits}")
-        return sorted(p for p, (s, _) in self.files.items() if split in (None, s))
+        return sorted(path for path, (s, _) in self.files.items() if split in (None, s))
 
-    def leaks(self):
+    def leaks(self) -> list[tuple[str, str]]:
         "Pairs of files of equal content in different splits."
-        seen, found = {}, []
-        for p in self.paths():
-            s, h = self.files[p]
-            found += [(q, p) for t, q in seen.get(h, []) if t != s]
-            seen.setdefault(h, []).append((s, p))
+        seen = {}  # checksum -> [(split, path)]
+        found = []
+        for path in self.paths():
+            split, checksum = self.files[path]
+            twins = seen.setdefault(checksum, [])
+            found += [(twin, path) for other, twin in twins if other != split]
+            twins.append((split, path))
         return found
 
     def check(
         self,
         root,  # the folder to compare
-        split: str
-        | None = None,  # look at the content of this split only; files that no split lists are always extra
-    ):
+        # look at the content of this split only; files that no split lists are always extra
+        split: str | None = None,
+    ) -> "Manifest":  # itself
         "Raises ManifestMismatch that names every missing, extra and changed file."
-        here, wanted = set(_listing(Path(root))), self.paths(split)
-        missing, extra = [p for p in wanted if p not in here], sorted(here - set(self.files))
-        changed = [p for p in wanted if p in here and _checksum(Path(root) / p) != self.files[p][1]]
+        root = Path(root)
+        there = set(_list_files(root))
+        wanted = self.paths(split)
+        missing = [path for path in wanted if path not in there]
+        extra = sorted(there - set(self.files))
+        changed = [
+            path
+            for path in wanted
+            if path in there and _checksum(root / path) != self.files[path][1]
+        ]
         if missing or extra or changed:
             raise ManifestMismatch(root, missing, extra, changed)
         return self
 
-    def write(self, path):
+    def write(
+        self,
+        path,  # of the JSON file
+    ):
         "As JSON, replaced in one step."
         card = dict(
-            format="dfsbir-manifest-1",
+            format=_FORMAT,
             name=self.name,
             sha256=self.sha256,
             counts=self.counts,
-            files={p: list(v) for p, v in sorted(self.files.items())},
+            files={p: list(entry) for p, entry in sorted(self.files.items())},
         )
         with write_atomic(path) as temporary:
             Path(temporary).write_text(json.dumps(card, indent=0), encoding="utf-8")
 
     @staticmethod
-    def read(path):
-        "A written manifest. Raises ValueError where it was cut or edited."
+    def read(
+        path,  # of the JSON file
+    ) -> "Manifest":
+        "A written manifest. Raises ValueError where it was cut short or edited."
         try:
             card = json.loads(Path(path).read_text(encoding="utf-8"))
-            if card["format"] != "dfsbir-manifest-1":
+            if card["format"] != _FORMAT:
                 raise ValueError(f"format {card['format']!r}")
-            manifest = Manifest(
-                card["name"], {p: (str(s), str(h)) for p, (s, h) in card["files"].items()}
-            )
+            files = {p: (str(split), str(sha256)) for p, (split, sha256) in card["files"].items()}
+            manifest = Manifest(card["name"], files)
         except (ValueError, KeyError, TypeError, AttributeError) as e:
             raise ValueError(
-                f"{path} is not a manifest ({type(e).__name__}: {e}); write one with Manifest.scan(root).write(path)"
+                f"{path} is not a manifest ({type(e).__name__}: {e}); "
+                "write one with Manifest.scan(root).write(path)"
             ) from e
         if manifest.sha256 != card["sha256"] or manifest.counts != card["counts"]:
             raise ValueError(
-                f"{path} was changed after it was written: its checksum or counts do not fit its files; write it anew"
+                f"{path} was changed after it was written: its checksum or counts do not fit "
+                "its files; write it anew"
             )
         return manifest
 
     def _repr_markdown_(self):
-        rows = "".join(f"|{s}|{len(c)}|{sum(c.values())}|\n" for s, c in self.counts.items())
-        return f"**{self.name}**, {len(self.files)} files, sha256 `{self.sha256[:12]}`\n\n|split|folders|files|\n|---|--:|--:|\n{rows}"
+        lines = [
+            f"**{self.name}**, {len(self.files)} files, sha256 `{self.sha256[:12]}`\n",
+            "|split|folders|files|",
+            "|---|--:|--:|",
+        ]
+        for split, count in self.counts.items():
+            lines.append(f"|{split}|{len(count)}|{sum(count.values())}|")
+        return "\n".join(lines) + "\n"
 
-# %% ../../nbs/01_data/06_manifest.ipynb #a7063fc4
+# %% ../../nbs/01_data/06_manifest.ipynb #390ca197
 def hashed_split(
-    held: float,  # share that goes to "test", in (0,1)
+    fraction: float,  # share that goes to "test", in (0,1)
     salt: str = "",  # another salt, another split
-):  # a function: path -> "train" or "test"
+) -> Callable[[str], str]:  # path -> "train" or "test"
     "A split that depends on a file's name alone, so that it stays when files come or go."
-    if not 0 < held < 1:
-        raise ValueError(f"held is {held}; wanted a number between 0 and 1")
-    return lambda path: (
-        "test"
-        if int.from_bytes(hashlib.sha256(os.fsencode(f"{salt}{path}")).digest()[:8], "big")
-        < held * 2**64
-        else "train"
-    )
+    if not 0 < fraction < 1:
+        raise ValueError(f"fraction is {fraction}; wanted a number between 0 and 1")
+
+    def split_of(path):
+        digest = hashlib.sha256(os.fsencode(f"{salt}{path}")).digest()
+        is_test = int.from_bytes(digest[:8], "big") < fraction * 2**64
+        return "test" if is_test else "train"
+
+    return split_of

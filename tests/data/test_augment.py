@@ -1,0 +1,43 @@
+"""Random views."""
+
+import pytest
+import torch
+
+from dfsbir.data.augment import augment_batch, shift_flip
+
+
+@pytest.mark.parametrize("modality", ["photo", "sketch"])
+def test_views_stay_images_and_follow_their_generator(toy, modality):
+    images = toy[modality == "sketch"].images()[:8]
+    views = [augment_batch(images, modality, torch.Generator().manual_seed(s)) for s in (0, 0, 1)]
+    assert views[0].shape == images.shape
+    assert views[0].min() >= 0 and views[0].max() <= 1
+    assert torch.equal(views[0], views[1]) and not torch.equal(views[0], views[2])
+    assert not torch.equal(views[0], images)
+
+
+def test_new_ground_of_a_sketch_is_white():
+    views = augment_batch(torch.ones(16, 1, 32, 32), "sketch", torch.Generator().manual_seed(0))
+    assert torch.allclose(views, torch.ones_like(views), atol=1e-5)
+
+
+def test_a_grey_photo_stays_grey():
+    views = augment_batch(torch.full((16, 3, 16, 16), 0.5), "photo")
+    assert torch.allclose(views[:, 0], views[:, 2], atol=1e-6)
+
+
+def test_shift_flip_moves_whole_pixels():
+    "Every row of a view is a row of the image, shifted or mirrored, edges repeated."
+    torch.manual_seed(0)
+    ramp = torch.arange(20.0).expand(64, 1, 20, 20)
+    views = shift_flip(ramp, shift=0.1)
+    steps = views.diff(dim=3)
+    assert set(steps.unique().tolist()) <= {-1.0, 0.0, 1.0}
+    assert (views.sum(3) - ramp.sum(3)).abs().max() <= 2 * 20, "by two pixels at most"
+    mirrored = (steps.sum(3) < 0).float().mean()
+    assert 0.2 < mirrored < 0.8
+
+
+def test_shift_flip_without_flips():
+    ramp = torch.arange(20.0).expand(64, 1, 20, 20)
+    assert (shift_flip(ramp, flip=0.0).diff(dim=3) >= 0).all()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..core.types import Modality
 from ..data.image_files import IMAGE_SUFFIXES, BrokenImage
-from ..data.image_set import ImageSet
+from ..data.image_set import ImageSet, image_digest
 from .gallery_file import Item
 from .photo_files import decode_photo, encode_thumbnail, failure_reason
 
@@ -129,9 +129,10 @@ class SetSource:
 
     def __getitem__(self, i: int) -> DecodedPhoto:
         try:
-            checksum, pixels = self.images.source.digest(i).hex(), self.images.source[i]
+            pixels = self.images.source[i]
         except BrokenImage as error:
             return DecodedPhoto(i, "", reason=error.reason)
+        checksum = image_digest(pixels).hex()
         if checksum in self.known:
             return DecodedPhoto(i, checksum)
         picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())

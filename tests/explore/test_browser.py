@@ -187,7 +187,7 @@ def status(page, words):
     return page.locator(".dfs-status").inner_text()
 
 
-def predict_log_probs(page):
+def found_photos(page):
     return page.locator(".dfs-found img").evaluate_all("all => all.map(i => i.src)")
 
 
@@ -221,26 +221,26 @@ def draw_and_find(page, shots, name):
     page.locator(".dfs-pad").wait_for()
     page.locator(".dfs-pad").scroll_into_view_if_needed()
     status(page, "draw something")
-    assert predict_log_probs(page) == [] and page.locator(".dfs-pad").evaluate(DARK) == 0
+    assert found_photos(page) == [] and page.locator(".dfs-pad").evaluate(DARK) == 0
     stroke(page, [(0.2, 0.25), (0.27, 0.8), (0.6, 0.8), (0.67, 0.25), (0.2, 0.25)])
     assert "best 12 of" in status(page, "1 stroke;")
-    first, ink = predict_log_probs(page), page.locator(".dfs-pad").evaluate(DARK)
+    first, ink = found_photos(page), page.locator(".dfs-pad").evaluate(DARK)
     assert len(set(first)) == 12 and ink > 500
     stroke(page, [(0.66, 0.35), (0.85, 0.4), (0.82, 0.6), (0.62, 0.62)])
     status(page, "2 strokes;")
-    both = predict_log_probs(page)
+    both = found_photos(page)
     assert len(both) == 12 and page.locator(".dfs-pad").evaluate(DARK) > ink
     nothing_is_cut(page)
     page.screenshot(path=shots / f"{name}-draw.png")
     page.locator(".dfs-undo").click()
     status(page, "1 stroke;")
-    assert predict_log_probs(page) == first and page.locator(".dfs-pad").evaluate(DARK) == ink
+    assert found_photos(page) == first and page.locator(".dfs-pad").evaluate(DARK) == ink
     page.locator(".dfs-clear").click()
     status(page, "draw something")
-    assert predict_log_probs(page) == [] and page.locator(".dfs-pad").evaluate(DARK) == 0
+    assert found_photos(page) == [] and page.locator(".dfs-pad").evaluate(DARK) == 0
     page.locator(".dfs-put").click()
     status(page, "strokes; best 12")
-    assert len(predict_log_probs(page)) == 12 and page.locator(".dfs-pad").evaluate(DARK) > 100
+    assert len(found_photos(page)) == 12 and page.locator(".dfs-pad").evaluate(DARK) > 100
     remembered = int(page.locator(".dfs-pad").get_attribute("data-points"))
     stroke(page, [(0.1, 0.9), (0.9, 0.95)])  # a remembered drawing, changed
     page.wait_for_function(
@@ -251,7 +251,7 @@ def draw_and_find(page, shots, name):
 
 
 def pull_a_slider(page, shots, name):
-    show_tab(page, "Remembered")
+    show_tab(page, "Samples")
     before = picture(page)
     page.locator(".noUi-handle:visible").first.focus()
     page.keyboard.press("ArrowRight")
@@ -313,7 +313,7 @@ def test_voila_page(desk, browser, shots):
         status(page, "draw something")
         stroke(page, [(0.2, 0.2), (0.8, 0.8)])
         status(page, "1 stroke;")
-        assert len(predict_log_probs(page)) == 12
+        assert len(found_photos(page)) == 12
         page.close()
         no_errors(errors, log)
     finally:

@@ -1,4 +1,4 @@
-"""The tour: it runs from a clean copy with small numbers, and what is committed shows the pictures of a whole one."""
+"""The tour runs from a clean copy with small numbers; what is committed shows its pictures."""
 
 import json
 import subprocess

@@ -1,0 +1,88 @@
+"""Runs, test images and a gallery of the toy set, small enough to be made by every process."""
+
+import io
+from dataclasses import asdict
+
+import pytest
+from PIL import Image
+
+from dfsbir.core.run_folder import RunFolder
+from dfsbir.core.types import Modality
+from dfsbir.crossx.config import CrossXConfig
+from dfsbir.crossx.trainer import CrossX
+from dfsbir.data.toy import toy_pairs
+from dfsbir.explore.finder import Finder
+from dfsbir.explore.runs import Run, tiny_run
+from dfsbir.search.indexing import index_photos
+from dfsbir.search.searcher import Searcher
+
+CLASSES = ("bottle", "car", "fish")
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory):
+    "A folder with two runs, the second (unconditioned, with pixel sketches) inside the first."
+    top = tmp_path_factory.mktemp("runs")
+    tiny_run(top / "one", classes=CLASSES, images=75, epochs=2, warmup=12, student_steps=4)
+    teachers = Run(top / "one").teachers
+    config = CrossXConfig.preset(
+        "paper",
+        device="cpu",
+        photo_size=32,
+        sketch_size=32,
+        width=8,
+        rounds=3,
+        new_pairs=12,
+        student_batch=12,
+        batch=12,
+        bank=12,
+        sample_every=1,
+        log_every=1,
+    )
+    folder = RunFolder(top / "one" / "paper", asdict(config))
+    CrossX(*teachers.values(), config).fit(folder, progress=False)
+    return top
+
+
+@pytest.fixture(scope="session")
+def run(home):
+    return Run(home / "one")
+
+
+@pytest.fixture(scope="session")
+def paper(home):
+    "The unconditioned run."
+    return Run(home / "one" / "paper")
+
+
+@pytest.fixture(scope="session")
+def runs(run, paper):
+    return {"one": run, "one/paper": paper}
+
+
+@pytest.fixture(scope="session")
+def sets():
+    "Test photos and test sketches, 45 each."
+    return toy_pairs(45, size=32, classes=CLASSES, split="test")
+
+
+@pytest.fixture
+def is_png():
+    "Whether bytes are a PNG file with a picture in it."
+
+    def check(data):
+        with Image.open(io.BytesIO(data)) as picture:
+            return picture.format == "PNG" and min(picture.size) > 50
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def gallery(run, sets, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("gallery")
+    return index_photos(folder, sets[0], run.encoders[Modality.PHOTO], progress=False)
+
+
+@pytest.fixture
+def finder(run, gallery):
+    return Finder(Searcher(gallery, run.encoders))

@@ -1,0 +1,43 @@
+"Places and neighbours of the embedding map."
+
+import pytest
+import torch
+
+from dfsbir.explore.embedding_map import EmbeddingMap, show_map
+
+
+@pytest.fixture(scope="module")
+def embedding_map(run, sets):
+    return EmbeddingMap(run, *sets)
+
+
+def test_places_lie_on_the_plane_and_hold_the_images(embedding_map, sets):
+    xy = embedding_map.xy
+    assert xy.shape == (90, 2) and xy.min() >= 0 and xy.max() <= 1
+    assert embedding_map.is_sketch.sum() == 45
+    for i in (0, 44, 45, 89):
+        assert torch.equal(embedding_map.image(i), sets[i >= 45][i % 45][0])
+
+
+@pytest.mark.parametrize("sketches", [False, True])
+@pytest.mark.parametrize("i", [0, 44, 45, 89])
+def test_neighbours_are_the_nearest_and_never_oneself(embedding_map, i, sketches):
+    vectors = embedding_map.vectors
+    score = {
+        j: float(vectors[i] @ vectors[j])
+        for j in range(90)
+        if j != i and bool(embedding_map.is_sketch[j]) == sketches
+    }
+    found = embedding_map.neighbours(i, sketches, 4)
+    best = sorted(score.values(), reverse=True)[:4]
+    assert i not in found and [score[j] for j in found] == pytest.approx(best, abs=1e-5)
+
+
+def test_a_place_is_chosen_and_shown(embedding_map, is_png):
+    embedding_map.choose(None)
+    with pytest.raises(ValueError, match="no place is chosen"):
+        embedding_map.neighbourhood()
+    with pytest.raises(ValueError, match="90"):
+        embedding_map.choose(90)
+    embedding_map.choose(50)
+    assert is_png(embedding_map.neighbourhood().png()) and is_png(show_map(embedding_map).png())

@@ -1,0 +1,84 @@
+"The page of all panels, without a browser."
+
+import pytest
+
+pytest.importorskip("anywidget", reason="the explorer needs pip install 'dfsbir[explore]'")
+
+from dfsbir.core.types import Modality
+from dfsbir.explore.explorer import Explorer, explore, measured_images
+from dfsbir.explore.sketch_pad import DrawPanel
+from dfsbir.search.indexing import index_photos
+
+
+@pytest.fixture
+def page(home):
+    page = explore(str(home))
+    page.worker.wait()
+    return page
+
+
+def front(page):
+    "The panel of the tab in front."
+    return page.tabs.children[page.tabs.selected_index].children[0]
+
+
+def look_at(page, title):
+    page.tabs.selected_index = page.titles.index(title)
+    page.worker.wait()
+    return front(page)
+
+
+def test_a_tab_is_made_when_it_is_looked_at(page, is_png):
+    assert isinstance(front(page), DrawPanel)
+    made = [bool(box.children) for box in page.tabs.children]
+    assert made == [True] + [False] * (len(page.titles) - 1)
+    panel = look_at(page, "Map")
+    panel.map.chosen = 7
+    page.worker.wait()
+    assert is_png(panel.image.value)
+
+
+def test_the_tab_in_front_stays_when_the_run_changes(page):
+    look_at(page, "Samples")
+    page.picker.value = "one/paper"
+    page.worker.wait()
+    assert page.run.path.name == "paper" and page.titles[page.tabs.selected_index] == "Samples"
+    assert isinstance(look_at(page, "Draw and find"), DrawPanel)
+
+
+def test_without_runs_there_is_nothing_to_explore(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no finished run"):
+        explore(str(tmp_path))
+    with pytest.raises(ValueError, match="no finished run"):
+        Explorer({}, None, None)
+
+
+def test_runs_beside_the_notebooks_are_found(run, monkeypatch, tmp_path):
+    (tmp_path / "nbs").mkdir()
+    (tmp_path / "runs").symlink_to(run.path.parent, target_is_directory=True)
+    monkeypatch.chdir(tmp_path / "nbs")
+    page = explore()
+    page.worker.wait()
+    assert page.picker.options == ("one", "one/paper")
+
+
+def test_without_a_run_a_tiny_one_is_made(run, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("dfsbir.explore.explorer.tiny_run", lambda folder: run)
+    page = explore()
+    page.worker.wait()
+    assert page.picker.options == ("tiny",) and isinstance(front(page), DrawPanel)
+
+
+def test_a_gallery_of_another_encoder_is_reported_in_its_tab(home, sets, paper, tmp_path):
+    encoder = paper.encoders[Modality.PHOTO]
+    index_photos(tmp_path / "other", sets[0], encoder, progress=False)
+    page = explore(str(home), str(tmp_path / "other"))
+    page.worker.wait()
+    assert "another photo encoder" in front(page).value
+
+
+def test_test_images_of_a_run_inside_a_run_are_those_of_the_outer_one(run, paper):
+    for r in (run, paper):
+        photos, sketches = measured_images(r, 6)
+        assert len(photos) == len(sketches) == 6 and set(photos.classes) == set(run.classes)

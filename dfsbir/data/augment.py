@@ -45,12 +45,14 @@ def _change_line_width(x, width):
 def augment_batch(
     x: Tensor,  # (N,C,H,W) in [0,1]
     modality: str,  # "photo" or "sketch"
-    generator: torch.Generator | None = None,  # on the CPU, of the random numbers; None: global
+    generator: torch.Generator | None = None,  # on the CPU; None: the global one of x's device
 ) -> Tensor:  # (N,C,H,W) in [0,1]
     "A random view of every image, for training a classifier."
 
+    on = {"device": x.device if generator is None else "cpu", "generator": generator}
+
     def uniform(low, high):
-        return torch.rand(len(x), generator=generator) * (high - low) + low
+        return torch.rand(len(x), **on) * (high - low) + low
 
     def factor(low, high):
         return uniform(low, high).view(-1, 1, 1, 1).to(x.device)

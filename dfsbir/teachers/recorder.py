@@ -64,12 +64,34 @@ class _ChannelStats(torch.autograd.Function):
         )
 
 
+class _DeviceStats(torch.autograd.Function):
+    "The same on a GPU: half precision is read as it is and summed in float32."
+
+    @staticmethod
+    def forward(ctx, x):
+        rows = x.movedim(1, -1).reshape(-1, x.shape[1])
+        mean = rows.mean(0, dtype=torch.float32)
+        length = torch.linalg.vector_norm(rows, 2, 0, dtype=torch.float32)
+        var = (length.square() / len(rows) - mean.square()).clamp_min(0)
+        ctx.save_for_backward(x, mean)
+        return mean, var
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, to_mean, to_var):
+        x, mean = ctx.saved_tensors
+        n = x.numel() // x.shape[1]
+        shape = [1, -1, *[1] * (x.ndim - 2)]
+        slope = 2 * to_var / n
+        shift = to_mean / n - slope * mean
+        return torch.addcmul(shift.to(x.dtype).view(shape), x, slope.to(x.dtype).view(shape))
+
+
 def batch_stats(x: Tensor):  # (N,K,...) -> mean (K,), biased variance (K,), in float32 or better
-    x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     if x.device.type == "cpu":
-        return _ChannelStats.apply(x)
-    var, mean = torch.var_mean(x, [0, *range(2, x.ndim)], correction=0)
-    return mean, var
+        half = x.dtype in (torch.float16, torch.bfloat16)
+        return _ChannelStats.apply(x.float() if half else x)
+    return _DeviceStats.apply(x)
 
 
 class Recorder(TorchFunctionMode):

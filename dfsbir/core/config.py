@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BOUNDS', 'Setting', 'Settings', 'nearest_name', 'ConfigError', 'flatten', 'Config']
 
-# %% ../../nbs/00_core/05_config.ipynb #612bd6b0
+# %% ../../nbs/00_core/05_config.ipynb #5627aa3e
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -14,11 +14,11 @@ from difflib import get_close_matches
 from typing import Any, ClassVar, Literal, Self
 
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-# %% ../../nbs/00_core/05_config.ipynb #ec9d09f2
+# %% ../../nbs/00_core/05_config.ipynb #04baa82a
 BOUNDS = {Gt: ("gt", "above"), Ge: ("ge", "from"), Lt: ("lt", "below"), Le: ("le", "to")}
 
 
@@ -72,7 +72,9 @@ def _wanted(field: FieldInfo) -> str:
         if typing.get_origin(a) is Literal:
             words.append(_choices(typing.get_args(a)))
         elif typing.get_origin(a) is tuple:
-            words.append("a list of texts" if typing.get_args(a)[0] is str else "a list of numbers")
+            item, *more = typing.get_args(a)
+            count = "a list of" if more == [...] else str(1 + len(more))
+            words.append(f"{count} {'texts' if item is str else 'numbers'}")
         elif a in (int, float):
             words.append(("a whole number" if a is int else "a number") + _range(field.metadata))
         elif a in (bool, str):
@@ -253,7 +255,7 @@ def _laid_over(nested: dict, changes: Mapping):
             table = outer[step] = {}
         table[last] = flat[name]
 
-# %% ../../nbs/00_core/05_config.ipynb #bcf9561b
+# %% ../../nbs/00_core/05_config.ipynb #90e7b1b1
 class Config(BaseModel):
     "A frozen config: extra settings, wrong types, NaN and infinity are refused."
 
@@ -265,6 +267,14 @@ class Config(BaseModel):
             super().__init__(**settings)
         except ValidationError as e:
             raise ConfigError(type(self), _merged(e.errors())) from None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lists_are_tuples(cls, given):
+        "JSON and YAML have no tuples."
+        if not isinstance(given, dict):
+            return given
+        return {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
 
     @classmethod
     def preset(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['build_distiller', 'build_pairs', 'build_crossx']
 
-# %% ../../nbs/07_crossx/03_build.ipynb #ec285a05
+# %% ../../nbs/07_crossx/03_build.ipynb #338aaf75
 from functools import partial
 
 from lightning_fabric import Fabric
@@ -19,12 +19,12 @@ from .trainer import CrossX, student_log_probs
 from ..inversion.buffer import ReplayBuffer
 from ..inversion.guidance import make_guide
 from ..students.distillation import Distiller
-from ..students.encoder import make_encoder
-from ..students.heads import make_proxies
+from ..students.encoder import HeadSpec, encoder_from_teacher
+from ..students.heads import MetricSpace
 from ..teachers.class_map import ClassMap, align_classes
 from ..teachers.teacher import Teacher
 
-# %% ../../nbs/07_crossx/03_build.ipynb #f8e7e083
+# %% ../../nbs/07_crossx/03_build.ipynb #d5efbb4d
 def build_distiller(
     teachers: dict[Modality, Teacher],
     class_map: ClassMap,
@@ -34,33 +34,25 @@ def build_distiller(
     "The students of a config, with their optimiser."
     students, head, start = config.students, config.students.head, config.students.start
     warm, classes = start.kind == "warm", len(class_map.classes)
-    shape = (
-        classes if head.kind in ("joint", "intermediate") else 2
-    )  # dimensions beside the classes
-    proxies, axes = make_proxies(
-        classes, max(students.dim, classes + shape, classes + 2), config.seed
-    )
+    beside = classes if head.kind in ("joint", "intermediate") else 2  # dimensions for shape
+    space = MetricSpace.random(classes, max(students.dim, classes + max(beside, 2)), config.seed)
+    spec = HeadSpec(head.kind, head.temperature, getattr(head, "layers", ()))
     encoders = [
-        make_encoder(
+        encoder_from_teacher(
             teachers[m],
             class_map,
-            proxies,
-            axes[m],
-            "layers" if head.kind == "intermediate" else head.kind,
-            head.temperature,
+            space,
+            spec,
             warm,
-            students.flip_tta,
             None if warm else start.net or None,
-            getattr(head, "layers", ()),
             students.input_size or 0,
+            students.flip_tta,
         )
         for m in MODALITIES
     ]
-    weights = students.loss.weights()
-    weights["instance"] = weights.pop("infonce")
     distiller = Distiller(
         *encoders,
-        weights,
+        students.loss.weights(),
         students.lr,
         config.plan().count("distill"),
         students.ema_decay,
@@ -70,7 +62,7 @@ def build_distiller(
     )
     if getattr(head, "bn_center_weight", 0.0):
         for m in MODALITIES:
-            getattr(distiller.averaged, m).net.memory()  # raises where layers keep no statistics
+            getattr(distiller.averaged, m).net.training_means()  # raises where layers keep none
     return distiller
 
 

@@ -57,7 +57,7 @@ def classify_pairs(
     ]
     return sum(logs).argmax(1)
 
-# %% ../../nbs/07_crossx/01_pairs.ipynb #1a573741
+# %% ../../nbs/07_crossx/01_pairs.ipynb #6a0f55d7
 def make_generators(
     config: EstimatesConfig,
     classes: int,  # shared by the teachers
@@ -108,7 +108,7 @@ class EstimatedPairs(PairEstimator):
             objective,
             WeightedLoss(config.loss.weights()),
             fabric,
-            warmup=max(steps, 1),
+            schedule_steps=max(steps, 1),
             batch=config.batch,
             lr=(config.photo.lr, config.sketch.lr),
             classify=None if config.conditioned else classify,

@@ -110,7 +110,7 @@ def measured_images(
     if "dataset" not in parameters and (run.path.parent / "config.json").is_file():
         parameters = Run(run.path.parent).parameters  # a second preset lies inside the run
     if parameters.get("dataset", "toy") == "toy":
-        size, classes = run.config.photo_size, sorted(run.classes)
+        size, classes = run.config.sizes["photo"], sorted(run.classes)
         return toy_pairs(n, size=size, classes=classes, split="test")
     found = []
     for m in MODALITIES:

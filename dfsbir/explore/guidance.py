@@ -37,7 +37,7 @@ def with_guidance(
 
 
 def _train_guided(run: Run, weight: float, steps: int) -> dict[Modality, nn.Module]:
-    c, generators = run.config, copy.deepcopy(run.generators)
+    c, generators = run.config.pairs, copy.deepcopy(run.generators)
     for generator in generators.values():
         generator.requires_grad_(True)
 
@@ -52,21 +52,21 @@ def _train_guided(run: Run, weight: float, steps: int) -> dict[Modality, nn.Modu
         run.class_map,
         modality_guide(run),
         student_log_probs,
-        c.align_symmetric,
-        bn=c.w_bn > 0,
+        c.loss.align_symmetric,
+        bn=c.loss.bn > 0,
     )
-    with fork_rng(c.seed), torch.enable_grad():
+    with fork_rng(run.config.seed), torch.enable_grad():
         estimator = PairEstimator(
             generators[Modality.PHOTO],
             generators[Modality.SKETCH],
             losses,
-            WeightedLoss({**c.weights(EstimatorLoss.TERMS), "modality": float(weight)}),
+            WeightedLoss({**c.loss.weights(), "modality": float(weight)}),
             make_fabric("cpu"),
             schedule_steps=steps,
             batch=c.batch,
-            lr=(5 * c.photo_lr, 2 * c.sketch_lr),
+            lr=(5 * c.photo.lr, 2 * c.sketch.lr),
             classify=None if c.conditioned else teachers_class,
-            seed=c.seed,
+            seed=run.config.seed,
         )
         estimator.synthesize(steps, show=1)
     return {m: generator.eval().requires_grad_(False) for m, generator in generators.items()}
@@ -81,7 +81,7 @@ def show_guidance(
 ) -> Picture:
     "Pairs without guidance and with it, and the guide's probability of a sketch."
     noise, labels = seeded_noise(run, n, 0), None
-    if run.config.conditioned:
+    if run.config.pairs.conditioned:
         labels = torch.full((n,), run.classes.index(label))
     rows, captions, names = [], [], []
     for m in MODALITIES:
@@ -92,6 +92,6 @@ def show_guidance(
             captions.append([f"sketch {short(p)}" for p in sketch])
             names.append(f"{m}, {w:g}")
     title = f"modality guidance: weight 0 and {weight:g}"
-    if run.config.conditioned:
+    if run.config.pairs.conditioned:
         title += f", {label}"
     return tiles(rows, captions, names, title)

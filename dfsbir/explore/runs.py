@@ -8,7 +8,6 @@ __all__ = ['Run', 'tiny_run', 'find_runs']
 # %% ../../nbs/11_explore/01_runs.ipynb #b9fadddf
 import json
 from collections.abc import Callable
-from dataclasses import asdict, fields
 from functools import cached_property
 from pathlib import Path
 
@@ -18,11 +17,11 @@ from torch import Tensor, nn
 from ..core.checkpoint import load_state
 from ..core.run_folder import RunFolder
 from ..core.types import MODALITIES, Modality
+from ..crossx.build import build_crossx
 from ..crossx.config import CrossXConfig
-from ..crossx.trainer import CrossX
+from ..crossx.pairs import make_generators
 from ..data.toy import toy_pairs
 from ..data.toy_shapes import TOY_CLASSES
-from ..inversion.generators import PixelGenerator, StrokeGenerator
 from ..students.encoder import Encoder, load_encoders
 from ..teachers.class_map import ClassMap, align_classes
 from ..teachers.loading import load_teacher
@@ -57,9 +56,7 @@ class Run:
             for name, value in self.parameters.items()
             if name.startswith("crossx.")
         }
-        own = prefixed or self.parameters
-        known = [field.name for field in fields(CrossXConfig) if field.name in own]
-        return CrossXConfig(**{name: own[name] for name in known})
+        return CrossXConfig.from_flat(prefixed or self.parameters)
 
     @cached_property
     def encoders(self) -> dict[Modality, Encoder]:
@@ -92,20 +89,13 @@ class Run:
     @cached_property
     def generators(self) -> dict[Modality, nn.Module]:
         "The estimators' generators, from the last checkpoint."
-        c = self.config
-        if c.pairs == "objects":
+        if self.config.pairs.kind != "estimates":
             raise ValueError(
                 f"{self.path} was trained on procedural objects, which have no class: "
                 "it has no estimators to look at"
             )
-        state = load_state(self.path / "checkpoints" / "last.safetensors")["estimator"]
-        classes = len(self.classes) if c.conditioned else 0
-        if c.sketch_estimator == "stroke":
-            sketch = StrokeGenerator(classes, c.sketch_size, c.latent, c.strokes, c.pages)
-        else:
-            sketch = PixelGenerator(classes, 1, c.sketch_size, c.latent, c.width)
-        photo = PixelGenerator(classes, 3, c.photo_size, c.latent, c.width)
-        generators = {Modality.PHOTO: photo, Modality.SKETCH: sketch}
+        state = load_state(self.path / "checkpoints" / "last.safetensors")["pairs"]
+        generators = make_generators(self.config.pairs, len(self.classes))
         for m, generator in generators.items():
             generator.load_state_dict(state[m.value]["generator"])
             generator.eval().requires_grad_(False)
@@ -131,7 +121,8 @@ class Run:
         "Class probabilities over the shared classes, at the temperature of the posterior head."
         if who == "student":
             return self.encoders[modality].predict_log_probs(images)[1].exp()
-        temperature = self.config.temperature if self.config.readout == "posterior" else 1.0
+        head = self.config.students.head
+        temperature = head.temperature if head.kind == "posterior" else 1.0
         logits = self.teachers[modality](images, bn=False).logits
         return self.class_map.posteriors(logits, modality, temperature)
 
@@ -166,19 +157,21 @@ def tiny_run(
             teachers.append(teacher)
         config = CrossXConfig.preset(
             "dfsbir",
-            device="cpu",
-            photo_size=32,
-            sketch_size=32,
-            width=16,
-            batch=max(20, 2 * len(classes)),
-            warmup=warmup,
-            new_pairs=128,
-            student_steps=student_steps,
-            sample_every=max(1, warmup // 6),
-            save_every=1000,
-            log_every=2,
+            {
+                "device": "cpu",
+                "pairs.photo.size": 32,
+                "pairs.photo.width": 16,
+                "pairs.sketch.size": 32,
+                "pairs.batch": max(20, 2 * len(classes)),
+                "pairs.warmup_steps": warmup,
+                "schedule.new_pairs": 128,
+                "schedule.distill_steps": student_steps,
+                "logging.sample_every": max(1, warmup // 6),
+                "logging.save_every": 1000,
+                "logging.log_every": 2,
+            },
         )
-        CrossX(*teachers, config).fit(RunFolder(folder, asdict(config)), progress=False)
+        build_crossx(*teachers, config).fit(RunFolder(folder, config.flat()), progress=False)
     return Run(folder)
 
 
@@ -189,7 +182,7 @@ def find_runs(
     home, found = Path(home), {}
     for file in sorted(home.glob("**/encoders/photo.safetensors")):
         folder = file.parent.parent
-        if (folder / "config.json").is_file() and Run(folder).config.pairs == "estimates":
+        if (folder / "config.json").is_file() and Run(folder).config.pairs.kind == "estimates":
             name = home.name if folder == home else str(folder.relative_to(home))
             found[name] = Run(folder)
     return found

@@ -25,7 +25,7 @@ def seeded_noise(
     seed: int,
 ) -> Tensor:  # (n, latent)
     "Noise for the run's generators, without a change to the global random numbers."
-    return torch.randn(n, run.config.latent, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(n, run.config.pairs.latent, generator=torch.Generator().manual_seed(seed))
 
 
 @torch.no_grad()
@@ -37,7 +37,7 @@ def sample_pairs(
 ) -> PairBatch:
     "Estimated pairs of one class."
     k = run.classes.index(label)
-    if run.config.conditioned:
+    if run.config.pairs.conditioned:
         labels = torch.full((n,), k)
         noise = seeded_noise(run, n, seed)
         return PairBatch(*(run.generators[m](noise, labels) for m in MODALITIES), labels)
@@ -80,7 +80,7 @@ def sample_drawing(
 ) -> tuple[str, list]:  # SVG text, 180 px wide; strokes as lists of [x, y] in [0,1], y downwards
     "An estimated drawing. Raises ValueError where the run's sketches are pixels."
     generator = run.generators[Modality.SKETCH]
-    if not (isinstance(generator, StrokeGenerator) and run.config.conditioned):
+    if not (isinstance(generator, StrokeGenerator) and run.config.pairs.conditioned):
         raise ValueError(
             "this run's sketches are pixels without strokes: "
             "take a run with sketch_estimator='stroke'"
@@ -120,7 +120,7 @@ def show_walk(
     "Photo and sketch along an arc of noise and a blend of two classes."
     noise_start, noise_end = (seeded_noise(run, 1, seed) for seed in (first, last))
     k_start, k_end = run.classes.index(start), run.classes.index(end)
-    labels = torch.tensor([k_start]) if run.config.conditioned else None
+    labels = torch.tensor([k_start]) if run.config.pairs.conditioned else None
     rows = {m: [] for m in MODALITIES}
     for t in torch.linspace(0, 1, n).tolist():
         noise = noise_start

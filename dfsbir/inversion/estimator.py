@@ -81,7 +81,7 @@ class PairEstimator:
         terms: WeightedLoss,  # weights of those names
         fabric: Fabric,  # device and precision, see `core.device.make_fabric`
         schedule_steps: int = 400,  # over which the generators anneal and the learning rate falls
-        batch: int = 64,  # pairs per step; every class at least twice if diversity is measured
+        batch: int = 64,  # pairs per step
         lr: tuple = (2e-3, 1e-3),  # Adam's rate for photo and sketch generator
         classify=None,  # function PairBatch -> (N,) long, the classes; for unconditioned generators
         min_diversity: float = 0.01,  # below it (see `measure_diversity`) a modality has collapsed
@@ -111,16 +111,20 @@ class PairEstimator:
     def sample_inputs(
         self,
         n: int,  # pairs
+        twice: bool = False,  # each class at least twice, in a batch too small for all of them
     ) -> tuple[Tensor, Tensor]:  # (n,latent), (n,) long, on the device
         "Noise, and labels spread evenly over the classes."
         noise = torch.randn(n, self.generators[Modality.PHOTO].latent, generator=self.random)
         classes = max(self.classes, 1)
         start = torch.randint(classes, (1,), generator=self.random)
-        return self.fabric.to_device((noise, (torch.arange(n) + start) % classes))
+        place = torch.arange(n)
+        if twice and n < 2 * classes:
+            place = place // 2
+        return self.fabric.to_device((noise, (place + start) % classes))
 
-    def _generate(self, nets: dict, n: int) -> tuple[PairBatch, Tensor]:
+    def _generate(self, nets: dict, n: int, twice: bool = False) -> tuple[PairBatch, Tensor]:
         "n pairs of these nets, and their noise."
-        noise, label = self.sample_inputs(n)
+        noise, label = self.sample_inputs(n, twice)
         condition = label if self.classes else None
         batch = PairBatch(*(nets[m](noise, condition) for m in MODALITIES), label)
         if self.classify:
@@ -134,7 +138,8 @@ class PairEstimator:
             self.generators[m].train().anneal(min(1.0, self.step / self.schedule_steps))
             for group, rate in zip(self.optimisers[m].param_groups, self.rates[m]):
                 group["lr"] = rate * scale
-        batch, noise = self._generate(self._nets, self.batch)
+        compared = self.terms.weights.get("diversity", 0) > 0
+        batch, noise = self._generate(self._nets, self.batch, twice=compared)
         with self.fabric.autocast():
             loss = self.terms(self.objective(batch, noise))
         for m in MODALITIES:

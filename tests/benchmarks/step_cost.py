@@ -19,8 +19,8 @@ import torch
 
 from dfsbir.core.device import make_fabric
 from dfsbir.core.types import MODALITIES
+from dfsbir.crossx.build import build_crossx
 from dfsbir.crossx.config import CrossXConfig
-from dfsbir.crossx.trainer import CrossX
 from dfsbir.data.toy_shapes import TOY_CLASSES
 from dfsbir.inversion.guidance import make_guide
 from dfsbir.losses.cross_modal import modality_loss
@@ -108,40 +108,42 @@ def measure(args, precision):
     torch.manual_seed(0)
     config = CrossXConfig.preset(
         args.preset,
-        device=args.device,
-        precision=precision,
-        photo_size=args.size,
-        sketch_size=args.size,
-        batch=args.batch,
-        student_batch=args.student_batch,
-        new_pairs=args.student_batch,
-        bank=4 * args.student_batch,
+        {
+            "device": args.device,
+            "precision": precision,
+            "pairs.photo.size": args.size,
+            "pairs.sketch.size": args.size,
+            "pairs.batch": args.batch,
+            "students.batch": args.student_batch,
+            "schedule.new_pairs": args.student_batch,
+            "buffer.capacity": 4 * args.student_batch,
+        },
     )
-    crossx = CrossX(
+    crossx = build_crossx(
         *(toy_teacher(m, args.net, args.size, args.classes) for m in MODALITIES),
         config,
         fabric=fabric,
     )
     guide = make_guide("procedural").to(fabric.device)
-    clock, estimator, device = Clock(fabric.device), crossx.estimator, fabric.device
-    crossx.collect()
+    clock, estimator, device = Clock(fabric.device), crossx.pairs, fabric.device
+    crossx.fill_buffer()
     for step in range(args.warmup + args.steps):
         # whole actions, as a run does them
-        for action in ("synthesize", "collect", "teach"):
+        for action in ("synthesize", "fill", "distill"):
             with clock(action):
-                crossx.act(action)
+                crossx.run_step(action)
         # parts of the estimator step, each alone
-        noise, label = estimator.deal(args.batch)
+        noise, label = estimator.sample_inputs(args.batch)
         pictures = {}
         for m in MODALITIES:
             with clock(f"{m} generator forward"):
-                pictures[m] = estimator._nets[m](noise, label if config.conditioned else None)
+                pictures[m] = estimator._nets[m](noise, label if config.pairs.conditioned else None)
         for m in MODALITIES:
             x = pictures[m].detach().requires_grad_()
             with fabric.autocast(), clock("teachers forward"):
-                heard = crossx.teachers[m](x, bn=config.w_bn > 0)
-            answer = heard.logits.float().logsumexp(1).sum() + sum(
-                (a.square().sum() + b.sum() for a, b in heard.bn), torch.zeros((), device=device)
+                out = crossx.teachers[m](x, bn=config.pairs.loss.bn > 0)
+            answer = out.logits.float().logsumexp(1).sum() + sum(
+                (a.square().sum() + b.sum() for a, b in out.bn), torch.zeros((), device=device)
             )
             with clock("teachers backward"):
                 answer.backward()
@@ -155,7 +157,7 @@ def measure(args, precision):
                 fabric.backward(pictures[m].square().mean())
             estimator.optimisers[m].zero_grad()
         # parts of the student step
-        pairs = crossx.bank.sample(args.student_batch).to(device)
+        pairs = crossx.buffer.sample(args.student_batch).to(device)
         with fabric.autocast(), clock("students forward"):
             (ep, lp), (es, ls) = crossx.distiller.students(pairs.photo, pairs.sketch)
         with clock("students backward"):
@@ -175,8 +177,8 @@ def measure(args, precision):
         ("guidance, both ways", "guidance", pairs),
     ]
     parts += [
-        ("collecting pairs", "collect", students),
-        ("student step, whole", "teach", students),
+        ("filling the buffer", "fill", students),
+        ("student step, whole", "distill", students),
         ("  students forward", "students forward", students),
         ("  students backward", "students backward", students),
     ]
@@ -185,20 +187,20 @@ def measure(args, precision):
         "estimator step": (clock.ms("teachers forward") + clock.ms("teachers backward"))
         / clock.ms("synthesize"),
         "student step": (clock.ms("students forward") + clock.ms("students backward"))
-        / clock.ms("teach"),
+        / clock.ms("distill"),
     }
     views = (
-        config.views * clock.ms("teachers forward") * args.student_batch / args.batch
+        config.students.views * clock.ms("teachers forward") * args.student_batch / args.batch
     )  # no gradient there: an upper bound
-    plan = {a: crossx.config.plan().count(a) for a in ("synthesize", "collect", "teach")}
-    plan["collect"] *= (
-        CrossXConfig.preset(args.preset).new_pairs / args.student_batch
-    )  # as many batches as the preset collects
+    plan = {a: crossx.config.plan().count(a) for a in ("synthesize", "fill", "distill")}
+    plan["fill"] *= (
+        CrossXConfig.preset(args.preset).schedule.new_pairs / args.student_batch
+    )  # as many batches as the preset makes
     whole = sum(n * clock.ms(a) for a, n in plan.items())
     inside = (
         plan["synthesize"] * nets["estimator step"] * clock.ms("synthesize")
-        + plan["teach"] * nets["student step"] * clock.ms("teach")
-        + plan["collect"] * min(views, clock.ms("collect"))
+        + plan["distill"] * nets["student step"] * clock.ms("distill")
+        + plan["fill"] * min(views, clock.ms("fill"))
     )
     nets["whole run of the preset"] = inside / whole
     return rows, nets, whole / 1000, str(device)

@@ -1,15 +1,14 @@
 """Runs, test images and a gallery of the toy set, small enough to be made by every process."""
 
 import io
-from dataclasses import asdict
 
 import pytest
 from PIL import Image
 
 from dfsbir.core.run_folder import RunFolder
 from dfsbir.core.types import Modality
+from dfsbir.crossx.build import build_crossx
 from dfsbir.crossx.config import CrossXConfig
-from dfsbir.crossx.trainer import CrossX
 from dfsbir.data.toy import toy_pairs
 from dfsbir.explore.finder import Finder
 from dfsbir.explore.runs import Run, tiny_run
@@ -27,20 +26,23 @@ def home(tmp_path_factory):
     teachers = Run(top / "one").teachers
     config = CrossXConfig.preset(
         "paper",
-        device="cpu",
-        photo_size=32,
-        sketch_size=32,
-        width=8,
-        rounds=3,
-        new_pairs=12,
-        student_batch=12,
-        batch=12,
-        bank=12,
-        sample_every=1,
-        log_every=1,
+        {
+            "device": "cpu",
+            "pairs.photo.size": 32,
+            "pairs.photo.width": 8,
+            "pairs.sketch.size": 32,
+            "pairs.sketch.width": 8,
+            "pairs.batch": 12,
+            "buffer.capacity": 12,
+            "schedule.rounds": 3,
+            "schedule.new_pairs": 12,
+            "students.batch": 12,
+            "logging.sample_every": 1,
+            "logging.log_every": 1,
+        },
     )
-    folder = RunFolder(top / "one" / "paper", asdict(config))
-    CrossX(*teachers.values(), config).fit(folder, progress=False)
+    folder = RunFolder(top / "one" / "paper", config.flat())
+    build_crossx(*teachers.values(), config).fit(folder, progress=False)
     return top
 
 

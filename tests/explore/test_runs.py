@@ -7,7 +7,7 @@ import torch
 
 from dfsbir.core.checkpoint import load_state
 from dfsbir.core.types import MODALITIES, Modality
-from dfsbir.crossx.trainer import CrossX
+from dfsbir.crossx.build import build_crossx
 from dfsbir.explore.runs import Run, find_runs, tiny_run
 from dfsbir.explore.samples import sample_pairs
 
@@ -22,11 +22,11 @@ def test_runs_are_found_by_name_and_nothing_is_written(home, run):
 
 def test_generators_come_back_as_they_were_saved(run):
     "The pairs drawn from the loaded generators are those of the last saved picture."
-    crossx = CrossX(*run.teachers.values(), run.config)
+    crossx = build_crossx(*run.teachers.values(), run.config)
     crossx.load_state_dict(load_state(run.path / "checkpoints" / "last.safetensors"))
-    noise, label = crossx.watched
+    noise, label = crossx.pairs.preview_noise(16)
     for m in MODALITIES:
-        assert torch.equal(crossx.watch().of(m), run.generators[m](noise, label))
+        assert torch.equal(crossx.preview().of(m), run.generators[m](noise, label))
 
 
 def test_what_is_no_run_is_refused(tmp_path):
@@ -49,7 +49,7 @@ def test_teacher_posteriors_are_its_softmax(run):
     "Both teachers know the same classes in the same order, so there is nothing to add up."
     x = sample_pairs(run, "car", 4).photo
     logits = run.teachers[Modality.PHOTO](x).logits
-    wanted = (logits / run.config.temperature).softmax(1)
+    wanted = (logits / run.config.students.head.temperature).softmax(1)
     torch.testing.assert_close(run.posteriors("teacher", "photo", x), wanted)
 
 

@@ -28,8 +28,8 @@ def test_pairs_of_an_unconditioned_run_are_of_the_class_for_its_teachers(paper):
 def test_a_drawing_is_what_the_generator_draws(run):
     "The polylines, drawn with a hard pen, cover the estimate's dark pixels."
     svg, strokes = sample_drawing(run, "car", 2, faint=0.0)
-    assert svg.count("<path") == len(strokes) == run.config.strokes
-    noise = torch.randn(1, run.config.latent, generator=torch.Generator().manual_seed(2))
+    assert svg.count("<path") == len(strokes) == run.config.pairs.sketch.strokes
+    noise = torch.randn(1, run.config.pairs.latent, generator=torch.Generator().manual_seed(2))
     drawn = run.generators[Modality.SKETCH].strokes(noise, torch.tensor([1]))
     dark = drawn.draw(64)[0, 0] < 0.5
     lines = torch.tensor(strokes).reshape(-1, 2)
@@ -45,7 +45,7 @@ def test_pixel_sketches_have_no_strokes(paper):
 
 @torch.no_grad()
 def test_a_walk_begins_and_ends_at_its_classes(run):
-    noise = torch.randn(1, run.config.latent, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(1, run.config.pairs.latent, generator=torch.Generator().manual_seed(0))
     start, end = torch.tensor([0]), torch.tensor([2])
     for m in MODALITIES:
         g = run.generators[m]

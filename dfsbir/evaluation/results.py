@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 from statistics import mean, stdev
 
-# %% ../../nbs/02_evaluation/02_results.ipynb #cf4df606
+# %% ../../nbs/02_evaluation/02_results.ipynb #a95252b4
 RESULT_COLUMNS = (
     "dataset",
     "method",
@@ -25,7 +25,7 @@ RESULT_COLUMNS = (
     "device",
     "run_id",
 )
-METHODS = (
+METHODS = (  # in the order of tables: from floor to ceiling, then the fine-grained methods
     "random",
     "teacher-features",
     "teacher-logits",
@@ -51,15 +51,16 @@ METHODS = (
     "rkd",
     "strong",
     "full",
-)  # the order of tables: floor to ceiling, then the fine-grained methods
+)
 _METRIC = re.compile(r"mAP@all|Prec@\d+|Acc@\d+|mAP@(\d+)/min\(R,\1\)")
 
 
-def _result(row):
-    "One checked row as strings."
+def _checked(row):
+    "One row as strings; raises ValueError if it is no result."
     if set(row) - {"variant"} != set(RESULT_COLUMNS) - {"variant"}:
         raise ValueError(
-            f"a result has columns {sorted(row)}, wanted {list(RESULT_COLUMNS)} (variant may be left out)"
+            f"a result has columns {sorted(row)}, wanted {list(RESULT_COLUMNS)} "
+            "(variant may be left out)"
         )
     if not _METRIC.fullmatch(row["metric"]):
         raise ValueError(
@@ -67,7 +68,8 @@ def _result(row):
         )
     if not math.isfinite(row["value"]):
         raise ValueError(
-            f"value of {row['method']} {row['metric']} is {row['value']}: a result is a finite number"
+            f"value of {row['method']} {row['metric']} is {row['value']}: "
+            "a result is a finite number"
         )
     empty = [c for c in ("dataset", "method", "device", "run_id") if not str(row[c]).strip()]
     if empty:
@@ -85,46 +87,56 @@ def append_results(
     path,  # csv file, made if absent
     rows: list[dict],  # the columns of RESULT_COLUMNS; seconds of the whole run
 ):
-    "Append rows to the results file; all are checked before any is written."
-    text, path = io.StringIO(), Path(path)
-    csv.DictWriter(text, RESULT_COLUMNS, lineterminator="\n").writerows([_result(r) for r in rows])
-    head = path.read_text() if path.exists() else ""
-    if head and head.splitlines()[0] != ",".join(RESULT_COLUMNS):
+    "Appends rows to the results file; raises ValueError before any is written if one is wrong."
+    path, text = Path(path), io.StringIO()
+    writer = csv.DictWriter(text, RESULT_COLUMNS, lineterminator="\n")
+    writer.writerows([_checked(row) for row in rows])
+    header = ",".join(RESULT_COLUMNS)
+    found = path.read_text() if path.exists() else ""
+    if found and found.splitlines()[0] != header:
         raise ValueError(
-            f"{path} starts with {head.splitlines()[0]!r}, wanted {','.join(RESULT_COLUMNS)}: name another file"
+            f"{path} starts with {found.splitlines()[0]!r}, wanted {header}: name another file"
         )
-    start = "" if head.endswith("\n") else "\n" if head else ",".join(RESULT_COLUMNS) + "\n"
-    with open(path, "a", newline="") as f:
-        f.write(start + text.getvalue())
+    if not found:
+        start = header + "\n"
+    else:  # a process that was killed may have left a line without its end
+        start = "" if found.endswith("\n") else "\n"
+    with open(path, "a", newline="") as file:
+        file.write(start + text.getvalue())
 
-# %% ../../nbs/02_evaluation/02_results.ipynb #fbbbaac3
+# %% ../../nbs/02_evaluation/02_results.ipynb #0350222d
 def read_results(
     path,  # csv file written by append_results
-) -> list[dict]:  # one dict a row, numbers as numbers; of repeated measurements the last
-    "The results file as a list of rows."
-    with open(path, newline="") as f:
-        reader = csv.DictReader(f)
+) -> list[dict]:  # one dict per row, numbers as numbers; of repeated measurements the last
+    "The results file as a list of rows; raises ValueError if it has other columns."
+    latest = {}
+    with open(path, newline="") as file:
+        reader = csv.DictReader(file)
         if tuple(reader.fieldnames or ()) != RESULT_COLUMNS:
             raise ValueError(
                 f"{path} has columns {reader.fieldnames}, wanted {list(RESULT_COLUMNS)}"
             )
-        rows = [
-            {
-                **r,
-                "seed": int(r["seed"]),
-                "value": float(r["value"]),
-                "seconds": float(r["seconds"]),
-            }
-            for r in reader
-        ]
-    return list({tuple(r[c] for c in RESULT_COLUMNS[:5]): r for r in rows}.values())
+        for row in reader:
+            key = tuple(row[column] for column in RESULT_COLUMNS[:5])
+            numbers = {"value": float(row["value"]), "seconds": float(row["seconds"])}
+            latest[key] = {**row, "seed": int(row["seed"]), **numbers}
+    return list(latest.values())
 
-
+# %% ../../nbs/02_evaluation/02_results.ipynb #bb20939b
 class Table(str):
     "Markdown text that a notebook shows as a table."
 
     def _repr_markdown_(self):
         return str(self)
+
+
+def _shown(values):
+    "Mean ± standard deviation of the values of one table cell."
+    if not values:
+        return ""
+    if len(values) == 1:
+        return f"{values[0]:.3f}"
+    return f"{mean(values):.3f} ± {stdev(values):.3f}"
 
 
 def results_table(
@@ -134,42 +146,29 @@ def results_table(
     variant: str | None = None,  # of the methods, this one alone ("" is the plain one); None: all
 ) -> Table:
     "Mean ± standard deviation over seeds of each method, from floor to ceiling."
-    rows, cells = (
-        [
-            r
-            for r in read_results(path)
-            if r["dataset"] == dataset
-            and r["metric"] in metrics
-            and variant in (None, r["variant"])
-        ],
-        {},
-    )
-    if not rows:
+    every = read_results(path)
+    cells = {}  # (method, variant) -> metric -> values over seeds
+    for row in every:
+        wanted = row["dataset"] == dataset and row["metric"] in metrics
+        if wanted and variant in (None, row["variant"]):
+            of_method = cells.setdefault((row["method"], row["variant"]), {})
+            of_method.setdefault(row["metric"], []).append(row["value"])
+    if not cells:
         raise ValueError(
-            f"{path} has no row of {dataset!r} with {list(metrics)}: it knows {sorted({r['dataset'] for r in read_results(path)})}"
-        )
-    for r in rows:
-        cells.setdefault((r["method"], r["variant"]), {}).setdefault(r["metric"], {})[r["seed"]] = (
-            r["value"]
+            f"{path} has no row of {dataset!r} with {list(metrics)}: "
+            f"it knows {sorted({row['dataset'] for row in every})}"
         )
 
-    def show(by_seed):
-        v = list(by_seed.values())
-        return "" if not v else f"{v[0]:.3f}" if len(v) == 1 else f"{mean(v):.3f} ± {stdev(v):.3f}"
+    def place(key):
+        method, _ = key
+        return METHODS.index(method) if method in METHODS else len(METHODS), key
 
-    place = lambda m: (METHODS.index(m[0]) if m[0] in METHODS else len(METHODS), m)
-    lines = [
-        f"| {m}{f' ({v})' if v else ''} | "
-        + " | ".join(show(cells[m, v].get(k, {})) for k in metrics)
-        + f" | {max(map(len, cells[m, v].values()))} |"
-        for m, v in sorted(cells, key=place)
-    ]
-    return Table(
-        "\n".join(
-            [
-                f"| {dataset} | " + " | ".join(metrics) + " | seeds |",
-                "|---" * (len(metrics) + 2) + "|",
-                *lines,
-            ]
-        )
-    )
+    lines = [f"| {dataset} | " + " | ".join(metrics) + " | seeds |"]
+    lines.append("|---" * (len(metrics) + 2) + "|")
+    for method, of_variant in sorted(cells, key=place):
+        values = cells[method, of_variant]
+        name = f"{method} ({of_variant})" if of_variant else method
+        columns = [_shown(values.get(metric, [])) for metric in metrics]
+        seeds = max(map(len, values.values()))
+        lines.append(f"| {name} | " + " | ".join(columns) + f" | {seeds} |")
+    return Table("\n".join(lines))

@@ -144,7 +144,7 @@ class PixelGenerator(Generator):
         x = F.pixel_shuffle(self.to_pixels(x), 2)[..., : self.size, : self.size]
         return self.level(x).sigmoid()
 
-# %% ../../nbs/05_inversion/01_generators.ipynb #8c7e4368
+# %% ../../nbs/05_inversion/01_generators.ipynb #26de0477
 class StrokeGenerator(Generator):
     "Noise and class to strokes: the noise selects a template of the class and transforms it."
 
@@ -198,7 +198,7 @@ class StrokeGenerator(Generator):
         noise: Tensor,  # (N,latent)
         label: Tensor | None = None,  # (N,) long
     ) -> Tensor:  # (N,1,size,size) in [0,1]
-        return self.strokes(noise, label).draw(self.size, self.softness.item())
+        return self.strokes(noise, label).draw(self.size, self.softness)
 
     def groups(
         self,

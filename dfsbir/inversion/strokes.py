@@ -21,61 +21,124 @@ def flatten_beziers(
     t = torch.linspace(0, 1, segments + 1, dtype=points.dtype, device=points.device)[:, None]
     return torch.cat([(1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t * t * (1 - t), t**3], 1) @ points
 
-# %% ../../nbs/05_inversion/00_strokes.ipynb #0fbe8b51
+# %% ../../nbs/05_inversion/00_strokes.ipynb #435c6df2
+def _axes(lines: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    "Start (M,P,2), unit direction (M,P,2) and half length (M,P,1) of the segments of (M,P+1,2)."
+    start, end = lines[:, :-1], lines[:, 1:]
+    length = (end - start).square().sum(-1, keepdim=True).sqrt()
+    dot = length < 1e-6  # any direction will do
+    direction = (end - start) / length.clamp_min(1e-6)
+    x = direction[..., :1].masked_fill(dot, 1.0)
+    y = direction[..., 1:].masked_fill(dot, 0.0)
+    return start, torch.cat([x, y], -1), length.clamp_min(1e-6) / 2
+
+
+def _column_row_parts(axes: tuple, size: int) -> tuple[Tensor, ...]:
+    "What columns (M,P,1,size) and rows (M,P,size,1) add to t and to s, and h (M,P,1,1)."
+    start, direction, half = axes
+    grid = (torch.arange(size, device=half.device, dtype=half.dtype) + 0.5) / size
+    column = (grid - start[..., :1])[..., None, :]
+    row = (grid - start[..., 1:])[..., None]
+    half = half[..., None]
+    x, y = direction[..., :1, None], direction[..., 1:, None]
+    return column * (x / half), row * (y / half) - 1, -column * y, row * x, half
+
+
+def _maps(t_column, t_row, s_column, s_row, half) -> tuple[Tensor, Tensor, Tensor]:
+    "Maps (M,P,size,size) of tau, of s, and of h (t - tau)."
+    t = t_column + t_row
+    tau = t.clamp(-1, 1)
+    return tau, s_column + s_row, t.sub_(tau).mul_(half)
+
+
+def _nearest_distance(*parts: Tensor) -> Tensor:  # (M,size,size)
+    "Distance of every pixel centre to the nearest segment."
+    _, across, beyond = _maps(*parts)
+    return across.square_().addcmul_(beyond, beyond).amin(1).sqrt_()
+
+
+def _gradient_sums(rate: Tensor, *parts: Tensor) -> Tensor:  # (4,M,P)
+    """Sums over the pixels that are nearest to a segment, weighted by `rate` (M,size,size): of
+    the two coordinates of nu along the segment's axes, and of tau times these."""
+    tau, across, beyond = _maps(*parts)
+    weight = (across * across).addcmul_(beyond, beyond)
+    nearest = weight.amin(1)
+    weight.eq_(nearest[:, None])  # 1 for the nearest segment
+    rate = rate / weight.sum(1) / nearest.sqrt_().clamp_min_(1e-12)
+    weight.mul_(rate[:, None])
+    across.mul_(weight)
+    beyond.mul_(weight)
+    of_nu = across.sum((-1, -2)), beyond.sum((-1, -2))
+    of_tau_nu = across.mul_(tau).sum((-1, -2)), beyond.mul_(tau).sum((-1, -2))
+    return torch.stack([*of_nu, *of_tau_nu])
+
+
+def _polylines_at_once(lines: Tensor, size: int) -> int:
+    "So many fit into the processor's cache or the graphics card's memory; at least one in 32."
+    if lines.is_cuda:
+        pixels = torch.cuda.get_device_properties(lines.device).total_memory // 256
+    else:
+        pixels = 2**19 * torch.get_num_threads()
+    pixels_each = (lines.shape[1] - 1) * size * size
+    return max(1, pixels // pixels_each, math.ceil(len(lines) / 32))
+
+# %% ../../nbs/05_inversion/00_strokes.ipynb #2b4d7b49
 class PolylineDistance(torch.autograd.Function):
     "Distance of every pixel centre to each polyline: (M,P+1,2) and a side -> (M,side,side)."
 
     @staticmethod
     def forward(ctx, lines, size):
-        grid = (torch.arange(size, device=lines.device, dtype=lines.dtype) + 0.5) / size
-        best = lines.new_full((len(lines), size, size), torch.inf)  # squared distance so far
-        along = torch.zeros_like(best)
-        nearest = torch.zeros_like(best, dtype=torch.uint8)
-        for k in range(lines.shape[1] - 1):
-            a = lines[:, k, :, None]
-            d = (lines[:, k + 1] - lines[:, k])[..., None]
-            x, y = (grid - a).unbind(1)
-            length = d.square().sum(1, keepdim=True).clamp_min(1e-12)  # a dot has t = 0
-            unit = d / length
-            t = ((x * unit[:, 0])[:, None, :] + (y * unit[:, 1])[:, :, None]).clamp_(0, 1)
-            away = torch.addcmul(x[:, None, :], t, d[:, :1], value=-1).square_()
-            dy = torch.addcmul(y[:, :, None], t, d[:, 1:], value=-1)
-            away.addcmul_(dy, dy)
-            closer = away < best
-            nearest.masked_fill_(closer, k)
-            torch.where(closer, t, along, out=along)
-            torch.minimum(best, away, out=best)
-        ctx.save_for_backward(lines, best.sqrt_(), along, nearest)
-        return best
+        ctx.save_for_backward(lines)
+        n = _polylines_at_once(lines, size)
+        parts = (part.split(n) for part in _column_row_parts(_axes(lines), size))
+        return torch.cat([_nearest_distance(*some) for some in zip(*parts)])
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
-        lines, distance, t, nearest = ctx.saved_tensors
-        (m, corners, _), size = lines.shape, distance.shape[-1]
-        grid = (torch.arange(size, device=lines.device, dtype=lines.dtype) + 0.5) / size
-        nearest = nearest.view(m, -1).long()
-
-        def of_nearest(table):
-            "A number of each segment, (M,P), for the nearest one of each pixel."
-            return table.gather(1, nearest).view_as(t)
-
-        start, along = lines[:, :-1], lines[:, 1:] - lines[:, :-1]
-        rate = grad / distance.clamp_min(1e-12)
-        f = lines.new_empty(4, m, size, size)  # g (u - q) / d, in x and y, then the same times t
-        for i, u in enumerate((grid, grid[:, None])):
-            from_start = u - of_nearest(start[..., i])
-            torch.addcmul(from_start, t, of_nearest(along[..., i]), value=-1, out=f[i])
-            f[i].mul_(rate)
-        torch.mul(f[:2], t, out=f[2:])
-        owner = f.new_zeros(m, corners - 1, size * size).scatter_(1, nearest[:, None], 1.0)
-        total, total_t = torch.einsum("fmi,mki->mkf", f.view(4, m, -1), owner).split(2, -1)
+        (lines,) = ctx.saved_tensors
+        axes, size = _axes(lines), grad.shape[-1]
+        n = _polylines_at_once(lines, size)
+        parts = (part.split(n) for part in (grad, *_column_row_parts(axes, size)))
+        sums = torch.cat([_gradient_sums(*some) for some in zip(*parts)], 1)
+        across, along, tau_across, tau_along = sums[..., None]
+        direction = axes[1]
+        normal = torch.stack([-direction[..., 1], direction[..., 0]], -1)
+        of_nu = across * normal + along * direction
+        of_tau_nu = tau_across * normal + tau_along * direction
         out = torch.zeros_like(lines)
-        out[:, :-1] += total_t - total
-        out[:, 1:] -= total_t
+        out[:, :-1] -= (of_nu - of_tau_nu) / 2
+        out[:, 1:] -= (of_nu + of_tau_nu) / 2
         return out, None
 
-# %% ../../nbs/05_inversion/00_strokes.ipynb #0d94d04f
+# %% ../../nbs/05_inversion/00_strokes.ipynb #fc2f5c4d
+class _InkProduct(torch.autograd.Function):
+    "Distances (N,S,H,W), and (N,S,1,1) of full ink and of half width -> drawings (N,H,W)."
+
+    @staticmethod
+    def forward(ctx, distance, full, half, softness):
+        paper = _InkProduct.edge(distance, half, softness).mul_(full)
+        out = paper.neg_().add_(1).clamp_min_(1e-30).prod(1)
+        ctx.save_for_backward(distance, full, half, softness, out)
+        return out
+
+    @staticmethod
+    def edge(distance, half, softness):
+        return (half - distance).div_(softness).sigmoid_()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        distance, full, half, softness, out = ctx.saved_tensors
+        edge = _InkProduct.edge(distance, half, softness)
+        paper = (edge * full).neg_().add_(1).clamp_min_(1e-30)
+        to_edge = (grad * out).neg_()[:, None] / paper  # times full: the gradient of edge
+        ink = to_edge.mul_(edge)
+        to_full = ink.sum((-1, -2), keepdim=True)
+        to_half = ink.addcmul_(ink, edge, value=-1).mul_(full / softness)
+        return -to_half, to_full, to_half.sum((-1, -2), keepdim=True), None
+
+# %% ../../nbs/05_inversion/00_strokes.ipynb #ec7479e3
 _SVG = """<svg xmlns="http://www.w3.org/2000/svg" width="{side}" height="{side}" viewBox="0 0 1 1">
 <rect width="1" height="1" fill="white"/>
 <g fill="none" stroke="black" stroke-linecap="round">
@@ -113,7 +176,7 @@ class Strokes:
     def draw(
         self,
         size: int,  # side in pixels
-        softness: float = 0.01,  # width of the edge, share of the side
+        softness: float | Tensor = 0.01,  # width of the edge, share of the side
     ) -> Tensor:  # canonical sketches (N,1,size,size), ink 0 on paper 1
         "The drawings as images, see `draw_strokes`."
         return draw_strokes(self, size, softness)
@@ -138,33 +201,34 @@ class Strokes:
     def _repr_svg_(self):
         return self.svg(0)
 
-# %% ../../nbs/05_inversion/00_strokes.ipynb #b73cf611
+# %% ../../nbs/05_inversion/00_strokes.ipynb #b64ac29f
 def draw_strokes(
     strokes: Strokes,  # N drawings of S strokes
     size: int,  # side in pixels
-    softness: float = 0.01,  # of the edge, share of the side: .04 reaches far, .01 is crisp
+    softness: float
+    | Tensor = 0.01,  # of the edge, share of the side: .04 reaches far, .01 is crisp
     segments: int = 8,  # straight pieces per curve
-    block: int = 2**18,  # stroke-pixels that are worked on at once
 ) -> Tensor:  # canonical sketches (N,1,size,size), ink 0 on paper 1
-    "Rasterises with soft edges; differentiable in points, opacity and width."
-    if size < 1 or not softness > 0:
+    """Rasterises with soft edges; differentiable in points, opacity and width.
+
+    Raises ValueError for a size below 1 or a softness of 0 or less (not checked in a tensor, which
+    may be on a device).
+    """
+    if size < 1 or (not isinstance(softness, Tensor) and not softness > 0):
         raise ValueError(
             "wanted a side of at least 1 pixel and a softness above 0; "
             f"found size={size}, softness={softness}"
         )
     n, s = strokes.opacity.shape
-    step = max(1, block // (s * size * size))
-    images = []
-    with torch.autocast(strokes.points.device.type, enabled=False):  # half precision rounds points
-        for i in range(0, max(n, 1), step):
-            part = strokes[i : i + step]
-            lines = flatten_beziers(part.points, segments).flatten(0, 1)
-            distance = PolylineDistance.apply(lines, size).view(len(part), s, size, size)
-            half = part.width[..., None, None] / 2
-            full = part.opacity[..., None, None] / torch.sigmoid(half / softness)
-            ink = full * torch.sigmoid((half - distance) / softness)
-            images.append((1 - ink).prod(1)[:, None])
-    return torch.cat(images)
+    points = strokes.points
+    if not isinstance(softness, Tensor):
+        softness = torch.full((), softness, dtype=points.dtype, device=points.device)
+    with torch.autocast(points.device.type, enabled=False):  # half precision would round points
+        lines = flatten_beziers(points, segments).flatten(0, 1)
+        distance = PolylineDistance.apply(lines, size).view(n, s, size, size)
+        half = strokes.width[..., None, None] / 2
+        full = strokes.opacity[..., None, None] / torch.sigmoid(half / softness)
+        return _InkProduct.apply(distance, full, half, softness)[:, None]
 
 # %% ../../nbs/05_inversion/00_strokes.ipynb #04410179
 def spread_strokes(

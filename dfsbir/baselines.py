@@ -317,7 +317,7 @@ def alternative_data(
 
 # %% ../nbs/08_baselines.ipynb #c4ce86b0
 def _needs_estimates(method: str, config: CrossXConfig):
-    if config.pairs.kind != "estimates":
+    if config.pairs.kind not in ("estimates", "pyramid"):
         raise ValueError(
             f"{method} learns from estimates; the config has pairs.kind = {config.pairs.kind!r}: "
             "set it to estimates, or take gaussian-prior or alternative-data, which bring their "
@@ -328,6 +328,16 @@ def _needs_estimates(method: str, config: CrossXConfig):
 def uni_modal(config: CrossXConfig) -> CrossXConfig:
     "The config of two data-free distillations that share only the names of their classes."
     _needs_estimates("uni-modal", config)
+    if config.pairs.kind == "pyramid":
+        return config.changed(
+            {
+                "pairs.loss.align": 0.0,
+                "pairs.loss.modality": 0.0,
+                "pairs.loss.adversarial": 0.0,
+                "pairs.guidance": None,
+                "students.proxy_anchor": 0.0,
+            }
+        )
     head = {}
     if config.students.head.kind != "posterior":
         head = {"students.head.kind": "posterior", "students.head.temperature": 1.0}
@@ -349,6 +359,9 @@ def uni_modal(config: CrossXConfig) -> CrossXConfig:
 def meta_data(config: CrossXConfig) -> CrossXConfig:
     "The config of students taught on images with the teachers' batch-norm statistics."
     _needs_estimates("meta-data", config)
+    if config.pairs.kind == "pyramid":
+        terms = {f"pairs.loss.{name}": 0.0 for name in ("class_", "align", "modality")}
+        return config.changed(terms, {"pairs.loss.adversarial": 0.0, "pairs.guidance": None})
     kept = {"bn": config.pairs.loss.bn or 1.0, "total_variation": config.pairs.loss.total_variation}
     names = [n for n, v in config.pairs.loss if isinstance(v, float)]
     return config.changed(

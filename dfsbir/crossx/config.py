@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['Guidance', 'PixelConfig', 'StrokeConfig', 'LossWeights', 'EstimatorWeights', 'ProceduralGuidance', 'TeacherGuidance',
-           'FolderGuidance', 'EstimatesConfig', 'ImageConfig', 'ObjectsConfig', 'GivenConfig', 'BufferConfig',
-           'ScheduleConfig', 'WarmStart', 'ColdStart', 'PosteriorHeadConfig', 'FeatureHeadConfig', 'JointHeadConfig',
-           'IntermediateHeadConfig', 'StudentWeights', 'StudentsConfig', 'LoggingConfig', 'CrossXConfig']
+           'FolderGuidance', 'EstimatesConfig', 'ImageConfig', 'ObjectsConfig', 'GivenConfig', 'PyramidWeights',
+           'PyramidPairsConfig', 'BufferConfig', 'ScheduleConfig', 'WarmStart', 'ColdStart', 'PosteriorHeadConfig',
+           'FeatureHeadConfig', 'JointHeadConfig', 'IntermediateHeadConfig', 'StudentWeights', 'StudentsConfig',
+           'LoggingConfig', 'CrossXConfig']
 
 # %% ../../nbs/07_crossx/00_config.ipynb #71d4c0a4
 from typing import Annotated, ClassVar, Literal
@@ -15,6 +16,8 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from ..core.config import Config
 from ..core.types import MODALITIES, Modality
+from ..inversion.pyramid import PyramidConfig
+from ..students.cold import ColdConfig
 
 # %% ../../nbs/07_crossx/00_config.ipynb #7f55113b
 class PixelConfig(Config):
@@ -170,6 +173,48 @@ class GivenConfig(Config):
     synthesis_steps: ClassVar[int] = 0
 
 
+class PyramidWeights(LossWeights):
+    "What pictures of a pyramid minimise, beside the image priors of each modality."
+
+    class_: float = Field(1.0, ge=0, description="cross-entropy to the class that is asked for")
+    align: float = Field(0.5, ge=0, description="L_align: photo and sketch of a pair share a class")
+    modality: float = Field(0.0, ge=0, description="L_modal; needs guidance")
+    adversarial: float = Field(
+        0.0, ge=0, description="L_adv where teacher and student agree, from the second round on"
+    )
+
+
+class PyramidPairsConfig(Config):
+    "Pairs of pictures that are optimised themselves, batch after batch."
+
+    kind: Literal["pyramid"] = "pyramid"
+    photo: PyramidConfig = Field(PyramidConfig(), description="how photos are optimised")
+    sketch: PyramidConfig = Field(PyramidConfig(bias=2.5), description="how sketches are optimised")
+    steps: int = Field(120, ge=1, description="steps of Adam for each batch")
+    batch: int = Field(256, ge=2, description="pairs that share batch statistics")
+    snapshots: tuple[float, ...] = Field(
+        (1.0,), min_length=1, description="shares of the steps at which a batch is kept"
+    )
+    loss: PyramidWeights = Field(PyramidWeights(), description="what they minimise")
+    guidance: Guidance | None = Field(
+        None, discriminator="kind", description="where L_modal learns what a photo is"
+    )
+    warmup_steps: ClassVar[int] = 0
+
+    def steps_for(self, pairs: int) -> int:
+        "Steps until so many pairs are finished."
+        return -(-pairs // (self.batch * len(self.snapshots))) * self.steps
+
+    @model_validator(mode="after")
+    def _guidance_and_its_term_come_together(self):
+        if bool(self.guidance) != bool(self.loss.modality):
+            raise ValueError(
+                "guidance and loss.modality only work together; found "
+                f"guidance {self.guidance and self.guidance.kind} and {self.loss.modality:g}"
+            )
+        return self
+
+
 class BufferConfig(Config):
     "What happens to new pairs, and how many are kept."
 
@@ -263,8 +308,9 @@ class StudentWeights(LossWeights):
 
 
 class StudentsConfig(Config):
-    "Two encoders and their training."
+    "Two encoders and their training towards targets that are computed once for each pair."
 
+    kind: Literal["targets"] = "targets"
     start: WarmStart | ColdStart = Field(
         WarmStart(), discriminator="kind", description="where the students' weights come from"
     )
@@ -337,6 +383,18 @@ class CrossXConfig(Config):
             "students.lr": 5e-4,
             "logging.save_every": 250,
         },
+        "cold": {
+            "pairs.kind": "pyramid",
+            "buffer.capacity": 100_000,
+            "buffer.mixup": 0.0,
+            "buffer.augment": False,
+            "schedule.new_pairs": 2048,
+            "schedule.distill_steps": 900,
+            "students.kind": "cold",
+            "logging.log_every": 20,
+            "logging.sample_every": 120,
+            "logging.save_every": 500,
+        },
         "paper": {
             "pairs.sketch.kind": "pixel",
             "pairs.conditioned": False,
@@ -376,17 +434,21 @@ class CrossXConfig(Config):
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = Field(
         "32-true", description="of the nets' forward passes"
     )
-    pairs: EstimatesConfig | ObjectsConfig | GivenConfig = Field(
+    pairs: EstimatesConfig | PyramidPairsConfig | ObjectsConfig | GivenConfig = Field(
         EstimatesConfig(), discriminator="kind", description="what the students learn from"
     )
     buffer: BufferConfig = Field(BufferConfig(), description="pairs between making and learning")
     schedule: ScheduleConfig = Field(ScheduleConfig(), description="what happens when")
-    students: StudentsConfig = Field(StudentsConfig(), description="the encoders, f_p and f_s")
+    students: StudentsConfig | ColdConfig = Field(
+        StudentsConfig(), discriminator="kind", description="the encoders, f_p and f_s"
+    )
     logging: LoggingConfig = Field(LoggingConfig(), description="what is written how often")
 
     @model_validator(mode="after")
     def _objects_have_no_class(self):
-        if self.pairs.kind == "objects" and self.students.loss.proxy_anchor:
+        cold = self.students.kind == "cold"
+        proxy_anchor = (self.students if cold else self.students.loss).proxy_anchor
+        if self.pairs.kind == "objects" and proxy_anchor:
             raise ValueError(
                 "students.loss.proxy_anchor needs the class of each pair, and objects have none: "
                 "set it to 0, or pairs.kind to estimates"
@@ -412,6 +474,8 @@ class CrossXConfig(Config):
     @model_validator(mode="after")
     def _student_steps_have_a_loss(self):
         steps = self.schedule.rounds * self.schedule.distill_steps
+        if self.students.kind == "cold":
+            return self
         if steps and not any(self.students.loss.weights().values()):
             raise ValueError(
                 f"{steps} student steps have no effect, as every weight of students.loss is 0: "
@@ -429,6 +493,9 @@ class CrossXConfig(Config):
     def plan(self) -> list[str]:
         "The whole run as a list of actions: 'synthesize', 'fill', 'distill'."
         warmup = ["synthesize"] * self.pairs.warmup_steps
-        one_round = ["synthesize"] * self.pairs.synthesis_steps
+        if self.pairs.kind == "pyramid":
+            one_round = ["synthesize"] * self.pairs.steps_for(self.schedule.new_pairs)
+        else:
+            one_round = ["synthesize"] * self.pairs.synthesis_steps
         one_round += ["fill"] + ["distill"] * self.schedule.distill_steps
         return warmup + one_round * self.schedule.rounds

@@ -145,7 +145,7 @@ class CrossX:
         pairs = mixup_pairs(pairs, config.buffer.mixup)
         if given.photo_target is not None:
             pairs.photo_target, pairs.sketch_target = given.photo_target, given.sketch_target
-        elif config.students.loss.consistency:
+        elif config.students.kind == "targets" and config.students.loss.consistency:
             head = config.students.head
             posterior = head.kind in ("posterior", "feature")
             with self.fabric.autocast():

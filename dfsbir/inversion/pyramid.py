@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Range', 'pyramid_sides', 'Pyramid', 'roll_flip', 'random_crop', 'BatchNormPrior', 'between_classes',
-           'agreed_adversary', 'PyramidConfig', 'one_cycle', 'PyramidSide', 'PyramidEstimator', 'as_floats']
+           'agreed_adversary', 'PyramidConfig', 'one_cycle', 'TermLog', 'PyramidSide', 'PyramidEstimator', 'as_floats']
 
 # %% ../../nbs/05_inversion/06_pyramid.ipynb #f49b21f2
 import math
@@ -21,6 +21,7 @@ from ..core.config import Config
 from ..core.types import MODALITIES, Modality, PairBatch
 from ..losses.cross_modal import align_loss, modality_loss
 from ..losses.inversion import total_variation
+from ..losses.weighted_sum import NonFiniteTerm
 from ..teachers.class_map import ClassMap, shared_logits
 from ..teachers.teacher import Teacher
 
@@ -211,6 +212,32 @@ def one_cycle(
     return 0.5 + 0.5 * math.cos(math.pi * (progress - 0.3) / 0.7)
 
 
+class TermLog:
+    "The terms of the last step, kept on their device until they are read."
+
+    def __init__(self):
+        self.last = {}
+
+    def keep(self, losses: dict[str, Tensor], total: Tensor):
+        "Remembers weighted terms by name, and their sum."
+        self.last = {name: value.detach() for name, value in losses.items()}
+        self.last["total"] = total.detach()
+
+    def log(
+        self,
+        prefix: str = "",  # put before every name
+    ) -> dict[str, float]:
+        "The terms by name; waits for the device, and raises where one is NaN or infinite."
+        if not self.last:
+            return {}
+        values = torch.stack([v.float() for v in self.last.values()]).tolist()
+        found = dict(zip(self.last, values))
+        broken = {name: v for name, v in found.items() if not math.isfinite(v)}
+        if broken:
+            raise NonFiniteTerm(f"{broken}: lower the learning rate; all terms: {found}")
+        return {prefix + name: value for name, value in found.items()}
+
+
 class PyramidSide:
     "One modality of a batch that is being optimised."
 
@@ -307,6 +334,7 @@ class PyramidEstimator:
         steps: int = 120,  # of Adam for each batch
         batch: int = 256,  # pairs that share batch statistics, of mixed classes
         snapshots: tuple = (1.0,),  # shares of the steps at which the pictures are kept
+        class_weight: float = 1.0,  # of the cross-entropy to the class that is asked for
         align: float = 0.5,  # weight of L_align
         modality: float = 0.0,  # weight of L_modal
         guidance: nn.Module | None = None,  # (N,1|3,H,W) -> (N,) score, above 0 for a sketch
@@ -324,7 +352,12 @@ class PyramidEstimator:
         self.classes = len(class_map.classes)
         self.steps, self.batch = steps, batch
         self.snapshots = {max(1, round(share * steps)) for share in snapshots}
-        self.weights = {"align": align, "modality": modality, "adversarial": adversarial}
+        self.weights = {
+            "class": class_weight,
+            "align": align,
+            "modality": modality,
+            "adversarial": adversarial,
+        }
         self.guidance, self.students = guidance, students
         rank = fabric.global_rank
         self.random = torch.Generator(fabric.device).manual_seed(seed + 100003 * rank)
@@ -332,7 +365,8 @@ class PyramidEstimator:
         self.step = 0  # steps taken in all
         self.label = None  # of the batch in work
         self.finished = []  # PairBatch of bytes, not sampled yet
-        self.last_terms = {}
+        self.terms = TermLog()
+        self.diversity = {}  # of generators alone; here every batch begins anew
 
     @property
     def batch_step(self) -> int:
@@ -360,6 +394,7 @@ class PyramidEstimator:
             x = side.pyramid()
             view = side.view(x, progress, self.random)
             terms, logits[m] = side.terms(x, view)
+            terms["class"] = self.weights["class"] * terms["class"]
             if self.weights["modality"]:
                 score = self.guidance(view).flatten()
                 terms["modality"] = self.weights["modality"] * modality_loss(score, m)
@@ -385,8 +420,7 @@ class PyramidEstimator:
         total.backward()
         for side in self.sides.values():
             side.optimizer.step()
-        self.last_terms = {name: v.detach() for name, v in losses.items()}
-        self.last_terms["total"] = total.detach()
+        self.terms.keep(losses, total)
         done = self.batch_step + 1
         if done in self.snapshots:
             self.finished.append(self.pictures())
@@ -415,7 +449,7 @@ class PyramidEstimator:
         for _ in range(steps):
             self.run_step()
             if progress:
-                progress(self.step, self.log())
+                progress(self.step, self.terms.log())
         return as_floats(self.pictures()[:show])
 
     def waiting(self) -> int:
@@ -436,9 +470,12 @@ class PyramidEstimator:
         self.finished = [waiting[n:]] if n < len(waiting) else []
         return as_floats(waiting[:n])
 
-    def log(self) -> dict[str, float]:
-        "The weighted terms of the last step, by name; waits for the device."
-        return {name: value.item() for name, value in self.last_terms.items()}
+    def preview(
+        self,
+        n: int,  # pairs
+    ) -> PairBatch:  # images float in [0,1]
+        "The first pairs of the batch in work; random numbers are not touched."
+        return as_floats(self.pictures()[:n])
 
     def state_dict(self) -> dict:
         "Everything that the next step depends on, except the networks."

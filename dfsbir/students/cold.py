@@ -20,6 +20,7 @@ from ..core.config import Config
 from ..core.device import make_fabric
 from ..core.types import MODALITIES, Modality, Normalizer, PairBatch
 from ..data.augment import augment_batch
+from ..inversion.pyramid import TermLog
 from ..losses.metric import proxy_anchor_loss
 from .distillation import Students
 from .encoder import Encoder, HeadSpec, encoder_from_teacher
@@ -129,6 +130,11 @@ class ColdConfig(Config):
     batch: int = Field(256, ge=2, description="pairs a step")
     ema_decay: float = Field(0.99, ge=0, lt=1, description="of the weights' moving average")
 
+    @property
+    def head(self) -> HeadSpec:
+        "The embedding head of cold students: the posterior."
+        return HeadSpec("posterior", self.temperature)
+
 
 def cosine_schedule(
     progress: float,  # in [0,1]
@@ -175,7 +181,7 @@ class ColdDistiller:
         self.teachers = teachers
         self.assignment = {m: class_map.assignment(m) for m in MODALITIES}
         self.steps_done = 0
-        self.last_terms = {}
+        self.terms = TermLog()
         students = ColdStudents(photo, sketch)
         optimizer = self._make_optimizer(students)
         self.students, self.optimizer = self.fabric.setup(students, optimizer)
@@ -235,7 +241,7 @@ class ColdDistiller:
         self,
         batch: PairBatch,  # images float in [0,1]
     ):
-        "One step of both students; `log` gives its terms."
+        "One step of both students; `terms.log()` gives its terms."
         c = self.config
         batch = batch.to(self.fabric.device)
         progress = (self.steps_done + 0.5) / self.steps
@@ -250,8 +256,7 @@ class ColdDistiller:
         self.optimizer.step()
         self.steps_done += 1
         self._update_average()
-        self.last_terms = {name: v.detach() for name, v in losses.items()}
-        self.last_terms["total"] = total.detach()
+        self.terms.keep(losses, total)
 
     @torch.no_grad()
     def _update_average(self):
@@ -260,10 +265,6 @@ class ColdDistiller:
         decay = min(self.config.ema_decay, n / (n + 10))
         kept, now = zip(*self._pairs)
         torch._foreach_lerp_(kept, now, 1 - decay)
-
-    def log(self) -> dict[str, float]:
-        "The weighted terms of the last step, by name; waits for the device."
-        return {name: value.item() for name, value in self.last_terms.items()}
 
     def encoders(self) -> dict[Modality, Encoder]:
         "The students as a user keeps them, with averaged weights."

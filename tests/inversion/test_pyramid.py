@@ -167,13 +167,13 @@ def test_every_term_has_a_switch_and_a_gradient():
         students=lambda m, x: x.mean((2, 3))[:, :1].expand(-1, 3) * torch.arange(3.0),
     )
     e.synthesize(1)
-    names = {name.split("/")[-1] for name in e.log()}
+    names = {name.split("/")[-1] for name in e.terms.log()}
     assert names == {
         *("class", "bn", "total_variation", "modality", "adversarial", "align", "total")
     }
     bare = estimator(align=0.0)
     bare.synthesize(1)
-    assert not {"align", "modality"} & {name.split("/")[-1] for name in bare.log()}
+    assert not {"align", "modality"} & {name.split("/")[-1] for name in bare.terms.log()}
 
 
 def test_a_teacher_without_batch_norm_is_named():
@@ -181,7 +181,7 @@ def test_a_teacher_without_batch_norm_is_named():
     with pytest.warns(UserWarning, match="batch norm"):
         e = estimator(teachers)
     e.synthesize(4)
-    assert "photo/bn" not in e.log()
+    assert "photo/bn" not in e.terms.log()
     assert torch.isfinite(e.sample(6).photo).all()
 
 

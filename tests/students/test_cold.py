@@ -98,7 +98,7 @@ def test_students_learn_what_the_teachers_say(teachers, pairs, optimizer, shared
     losses = []
     for _ in range(60):
         d.step(pairs)
-        losses.append(d.log()["total"])
+        losses.append(d.terms.log()["total"])
     assert sum(losses[-10:]) < 0.5 * sum(losses[:10])
     assert (d.averaged.photo.net is d.averaged.sketch.net) == shared
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-from dfsbir.app.cli import failed_cell
+from dfsbir.app.executed import failed_cell
 from dfsbir.app.parameters import notebook_parameters
 from dfsbir.core.checkpoint import read_card
 from dfsbir.core.types import MODALITIES

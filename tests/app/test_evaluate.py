@@ -1,0 +1,73 @@
+"""dfsbir evaluate: the figures of the report, for run folders, files, aliases and ONNX."""
+
+import json
+
+import pytest
+from app.helpers import SIDE, call, fails
+
+from dfsbir.app.inputs import find_encoders
+from dfsbir.core.types import MODALITIES
+from dfsbir.data.toy import toy_pairs
+from dfsbir.data.toy_shapes import TOY_CLASSES
+from dfsbir.evaluation.report import evaluate_retrieval
+from dfsbir.evaluation.retrieval import embed
+from dfsbir.students.encoder import load_encoders
+
+CPU = ("--device", "cpu")
+
+
+def test_find_encoders(run, tmp_path):
+    assert find_encoders(run) == find_encoders(run / "encoders") == run / "encoders"
+    with pytest.raises(FileNotFoundError, match=tmp_path.name):
+        find_encoders(tmp_path)
+
+
+def test_evaluate_on_toy_is_the_report(run, tmp_path, capsys):
+    assert call("evaluate", run, "--images", 40, "--json", tmp_path / "r.json", *CPU) == 0
+    text, got = capsys.readouterr().out, json.loads((tmp_path / "r.json").read_text())
+    encoders = load_encoders(run / "encoders")
+    photos, sketches = toy_pairs(40, size=SIDE, split="test")
+    report = evaluate_retrieval(
+        embed(encoders["sketch"], sketches),
+        embed(encoders["photo"], photos),
+        sketches.labels,
+        photos.labels,
+        classes=list(TOY_CLASSES),
+    )
+    assert got["metrics"] == pytest.approx(report.metrics)
+    assert got["queries"] == got["gallery"] == 40
+    assert f"{report.metrics['mAP@all']:.3f}" in text and all(c in text for c in TOY_CLASSES)
+
+
+def test_evaluate_files_on_folders_with_an_alias(run, folders, capsys):
+    (folders / "photo" / TOY_CLASSES[0]).rename(folders / "photo" / "zeppelin")
+    words = []
+    for m in MODALITIES:
+        words += [f"--{m}-encoder", run / "encoders" / f"{m}.safetensors"]
+    words += ["--photos", folders / "photo", "--sketches", folders / "sketch", *CPU]
+    assert call("evaluate", *words) == 0
+    assert "2 of 20 photo images" in capsys.readouterr().out
+    aliases = json.dumps({"zeppelin": TOY_CLASSES[0]})
+    assert call("evaluate", *words, "--aliases", aliases) == 0
+    assert "left out" not in capsys.readouterr().out
+
+
+def test_evaluate_exports_onnx(run, tmp_path, capsys):
+    assert call("evaluate", run, "--images", 20, "--onnx", tmp_path / "o", *CPU) == 0
+    names = sorted(p.name for p in (tmp_path / "o").iterdir())
+    assert names == ["photo.onnx", "sketch.onnx"] and "onnxruntime" in capsys.readouterr().out
+
+
+def test_evaluate_mistakes(run, folders, capsys):
+    photo, sketch = (run / "encoders" / f"{m}.safetensors" for m in MODALITIES)
+    pair = ("--photo-encoder", photo, "--sketch-encoder", sketch)
+    swapped = ("--photo-encoder", sketch, "--sketch-encoder", photo)
+    for words, fact in (
+        ([], "run folder"),
+        (["--photo-encoder", photo], "run folder"),
+        ([run, *pair], "run folder"),
+        (swapped, "photo"),
+        ([run, "--photos", folders / "photo"], "sketches"),
+        ([run, "--aliases", "{x}"], "alias"),
+    ):
+        assert fact in fails(capsys, "evaluate", *words)

@@ -5,16 +5,21 @@
 # %% auto #0
 __all__ = ['proxy_anchor_loss', 'QueueContrast', 'infonce_loss', 'consistency_loss']
 
-# %% ../../nbs/03_losses/03_metric.ipynb #8031c6cb
+# %% ../../nbs/03_losses/03_metric.ipynb #57b03107
 import torch
 import torch.nn.functional as F
 from pytorch_metric_learning.losses import ProxyAnchorLoss
 from torch import Tensor, nn
 
-from .checks import as_labels, as_matrix, full_precision
+from dfsbir.losses.checks import (
+    full_precision,
+    require_labels,
+    require_matrix,
+    require_posteriors,
+)
 from .cross_modal import log_posteriors
 
-# %% ../../nbs/03_losses/03_metric.ipynb #7d7d0f4f
+# %% ../../nbs/03_losses/03_metric.ipynb #a69f95d0
 class _GivenProxies(ProxyAnchorLoss):
     "pytorch-metric-learning's proxy-anchor loss around proxies that belong to the caller."
 
@@ -36,17 +41,22 @@ def proxy_anchor_loss(
     alpha: float = 32,  # sharpness
 ) -> Tensor:  # scalar >= 0
     "Proxy-anchor loss with the caller's proxies (Kim et al. 2020, eq. 4; CrossX L_metric)."
-    as_matrix(embeddings, "embeddings"), as_matrix(proxies, "proxies")
+    require_matrix(embeddings, "embeddings")
+    require_matrix(proxies, "proxies")
     if embeddings.shape[1] != proxies.shape[1]:
         raise ValueError(
-            f"embeddings have {embeddings.shape[1]} dimensions but proxies {proxies.shape[1]}: make both live in one space"
+            f"embeddings have {embeddings.shape[1]} dimensions but proxies {proxies.shape[1]}: "
+            "wanted one space for both"
         )
-    as_labels(labels, len(embeddings), len(proxies), "labels")
+    require_labels(labels, len(embeddings), len(proxies), "labels")
     return _GivenProxies(proxies.to(embeddings), margin=margin, alpha=alpha)(embeddings, labels)
 
-# %% ../../nbs/03_losses/03_metric.ipynb #58e2463c
+# %% ../../nbs/03_losses/03_metric.ipynb #e2894a6e
 class QueueContrast(nn.Module):
-    "Cross-modal InfoNCE against a queue of past embeddings per modality (MoCo, He et al. 2020); every call takes its batch into the queue."
+    """Cross-modal InfoNCE against a queue of past embeddings per modality (MoCo, He et al. 2020).
+
+    Every call adds its batch to the queues. Raises ValueError on shapes that do not fit.
+    """
 
     def __init__(
         self,
@@ -69,78 +79,69 @@ class QueueContrast(nn.Module):
         self,
         photo: Tensor,  # (N,D) photo embeddings
         sketch: Tensor,  # (N,D) sketch embeddings, row i of the same pair
-        label: Tensor
-        | None = None,  # (N,) long: queue entries of the own class are no negatives; None: all are
-    ) -> Tensor:  # scalar >= 0, nats: log(K+1) when nothing is told apart
-        "Loss of the batch against the queues as they are, then the batch enters them."
-        as_matrix(photo, "photo"), as_matrix(sketch, "sketch", like=photo)
+        label: Tensor | None = None,  # (N,) long; given, entries of the own class are left out
+    ) -> Tensor:  # scalar >= 0, nats: log(K+1) when all embeddings are the same
+        "Loss of the batch against the queues as they are; then the batch enters them."
+        require_matrix(photo, "photo")
+        require_matrix(sketch, "sketch", like=photo)
         if label is not None and tuple(label.shape) != (len(photo),):
             raise ValueError(f"label has shape {tuple(label.shape)}, wanted ({len(photo)},)")
         if photo.shape[1] != self.photo.shape[1]:
             raise ValueError(
-                f"embeddings have {photo.shape[1]} dimensions, the queue {self.photo.shape[1]}: make the queue for the encoders' dimension"
+                f"embeddings have {photo.shape[1]} dimensions, the queue {self.photo.shape[1]}: "
+                "make the queue for the encoders' dimension"
             )
         with torch.autocast(photo.device.type, enabled=False):
             photo, sketch = F.normalize(photo.float()), F.normalize(sketch.float())
-            loss = (
-                self._one_way(photo, sketch, self.sketch, label)
-                + self._one_way(sketch, photo, self.photo, label)
-            ) / 2
+            of_photos = self._one_way(photo, sketch, self.sketch, label)
+            of_sketches = self._one_way(sketch, photo, self.photo, label)
         self._push(photo.detach(), sketch.detach(), label)
-        return loss
+        return (of_photos + of_sketches) / 2
 
     def _one_way(self, query, positive, queue, label):
         "InfoNCE of `query` for its positive against one queue."
         negative = query @ queue.clone().T  # a copy: the queue changes before backward
         if label is not None:
             negative = negative.masked_fill(label[:, None] == self.label, -torch.inf)
-        scores = (
-            torch.cat([(query * positive).sum(1, keepdim=True), negative], 1) / self.temperature
-        )
+        positive = (query * positive).sum(1, keepdim=True)
+        scores = torch.cat([positive, negative], 1) / self.temperature
         return F.cross_entropy(scores, scores.new_zeros(len(scores), dtype=torch.long))
 
     @torch.no_grad()
     def _push(self, photo, sketch, label):
-        "Write the batch over the oldest entries; of a batch larger than the queue the last `size` pairs stay."
+        "Replaces the oldest entries; of a batch larger than the queue the last `size` pairs stay."
         n = min(len(photo), self.size)
         where = (self.pointer + torch.arange(n, device=self.pointer.device)) % self.size
         self.photo[where], self.sketch[where] = photo[-n:], sketch[-n:]
         self.label[where] = -1 if label is None else label[-n:]
         self.pointer.copy_((self.pointer + n) % self.size)
 
-# %% ../../nbs/03_losses/03_metric.ipynb #a70d1b35
+# %% ../../nbs/03_losses/03_metric.ipynb #3b7de984
 @full_precision
 def infonce_loss(
     photo: Tensor,  # (N,D) photo embeddings, any length (cosine similarity)
-    sketch: Tensor,  # (N,D) sketch embeddings, row i of the same thing; any other row is of another
+    sketch: Tensor,  # (N,D) sketch embeddings, row i of the object of photo i, and no other row
     temperature: float = 0.1,  # T, above 0
-) -> Tensor:  # scalar >= 0, nats: log N when nothing is told apart
+) -> Tensor:  # scalar >= 0, nats: log N when all embeddings are the same
     "Symmetric InfoNCE within the batch: each photo finds its own sketch among all, and the reverse."
-    as_matrix(photo, "photo"), as_matrix(sketch, "sketch", like=photo)
+    require_matrix(photo, "photo")
+    require_matrix(sketch, "sketch", like=photo)
     if len(photo) < 2:
         raise ValueError(
-            "one pair alone has nothing to be told apart from: wanted a batch of two pairs at least"
+            f"a batch of {len(photo)} pair has nothing to compare with: wanted two pairs at least"
         )
-    scores, own = (
-        F.normalize(photo) @ F.normalize(sketch).T / temperature,
-        torch.arange(len(photo), device=photo.device),
-    )
+    scores = F.normalize(photo) @ F.normalize(sketch).T / temperature
+    own = torch.arange(len(photo), device=photo.device)
     return (F.cross_entropy(scores, own) + F.cross_entropy(scores.T, own)) / 2
 
-# %% ../../nbs/03_losses/03_metric.ipynb #bd6ca8c0
+# %% ../../nbs/03_losses/03_metric.ipynb #e41e8a60
 @full_precision
 def consistency_loss(
     student_logp: Tensor,  # (N,C) student's log posteriors (or logits) of one view
     target_posterior: Tensor,  # (N,C) in [0,1], rows sum to 1: the teacher's, averaged over views
 ) -> Tensor:  # scalar >= 0, nats: the target's entropy at best
     "Soft cross-entropy of the student against the teacher's view-averaged posterior."
-    (
-        as_matrix(student_logp, "student_logp"),
-        as_matrix(target_posterior, "target_posterior", like=student_logp),
-    )
-    off = (target_posterior.detach().sum(1) - 1).abs().max().item()
-    if off > 0.02:
-        raise ValueError(
-            f"rows of target_posterior miss a sum of 1 by up to {off:.3g}: average softmax(logits), not logits"
-        )
+    require_matrix(student_logp, "student_logp")
+    require_matrix(target_posterior, "target_posterior", like=student_logp)
+    require_posteriors(target_posterior, "target_posterior")
     return -(target_posterior.detach() * log_posteriors(student_logp)).sum(1).mean()

@@ -23,7 +23,9 @@ def test_runs_are_found_by_name_and_nothing_is_written(home, run):
 def test_generators_come_back_as_they_were_saved(run):
     "The pairs drawn from the loaded generators are those of the last saved picture."
     crossx = build_crossx(*run.teachers.values(), run.config)
-    crossx.load_state_dict(load_state(run.path / "checkpoints" / "last.safetensors"))
+    checkpoints = run.path / "checkpoints"
+    state = load_state(checkpoints / "last.safetensors")
+    crossx.load_state_dict(state, checkpoints / "last-pairs")
     noise, label = crossx.pairs.preview_noise(16)
     for m in MODALITIES:
         assert torch.equal(crossx.preview().of(m), run.generators[m](noise, label))

@@ -83,6 +83,6 @@ def random_pairs():
     def make(labels, size=6):
         n = len(labels)
         photos, sketches = torch.rand(n, 3, size, size), torch.rand(n, 1, size, size)
-        return PairBatch(photos, sketches, torch.tensor(labels))
+        return PairBatch(photos, sketches, torch.as_tensor(labels))
 
     return make

@@ -7,8 +7,8 @@ from xml.etree import ElementTree
 import pytest
 import torch
 import torch.nn.functional as F
+from inversion.counting import Counter
 from inversion.loop_rasteriser import loop_draw
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from dfsbir.inversion.strokes import (
     PolylineDistance,
@@ -136,7 +136,7 @@ def test_large_operations_equal_the_loop_over_segments(seed, size, softness):
 
 
 def test_black_strokes_through_pixel_centres_have_the_gradient_of_the_loop():
-    "There factors of the product are 0, or minus a rounding error, which the loop's gradient shows."
+    "There factors of the product are 0, or minus a rounding error, seen in the loop."
     points = torch.rand(1, 2, 4, 2, dtype=torch.double)
     points[0, 0, :, 1] = 0.5  # the middle row of 15
     strokes = Strokes(points, torch.ones(1, 2, dtype=torch.double), 0.05)
@@ -160,18 +160,6 @@ def test_softness_may_be_a_tensor():
     strokes = random_strokes()
     softness = torch.tensor(0.02, dtype=torch.double)
     assert torch.equal(strokes.draw(16, softness), strokes.draw(16, 0.02))
-
-
-class Counter(TorchDispatchMode):
-    "Counts the operations that are dispatched."
-
-    def __init__(self):
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += 1
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("n,size", [(1, 32), (40, 64), (300, 32), (3, 224)])

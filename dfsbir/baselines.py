@@ -52,7 +52,10 @@ class LatestBatch:
         "The batch, where there is one."
         return {} if self.batch is None else {k: v for k, v in vars(self.batch).items()}
 
-    def load_state_dict(self, state: dict):
+    def save(self, folder):
+        "Nothing: the batch is in the state."
+
+    def load_state_dict(self, state: dict, folder=None):
         "Puts back what `state_dict` gave."
         self.batch = PairBatch(**state) if state else None
 

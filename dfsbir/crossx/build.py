@@ -165,5 +165,5 @@ def build_crossx(
             make_generators(config.pairs, len(class_map.classes))
         config = config.changed({"pairs.kind": "given"})
     if buffer is None:
-        buffer = ReplayBuffer(config.buffer.capacity, config.seed)
+        buffer = ReplayBuffer(config.buffer.capacity, config.seed, fabric.device)
     return CrossX(teachers, class_map, pairs, buffer, distiller, config, fabric)

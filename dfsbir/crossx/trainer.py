@@ -274,10 +274,15 @@ class CrossX:
             "position": self.position,
         }
 
-    def load_state_dict(self, state: dict):  # what `state_dict` gave
+    def load_state_dict(
+        self,
+        state: dict,  # what `state_dict` gave
+        folder=None,  # where the buffer saved its pairs
+    ):
         "Puts everything back to where it was between two actions."
-        for k in self.PARTS:
-            getattr(self, k).load_state_dict(state[k])
+        self.pairs.load_state_dict(state["pairs"])
+        self.distiller.load_state_dict(state["distiller"])
+        self.buffer.load_state_dict(state["buffer"], folder)
         if state.get("scaler"):
             self.fabric.strategy.precision.load_state_dict(state["scaler"])
         self.position, self.random_state = state["position"], state["rng"]
@@ -296,7 +301,8 @@ class CrossX:
         both = 2 * self.checkpoint_bytes()  # the old one stays until the new one is complete
         require_writable(run.path, both * self.fabric.world_size + 50_000_000)
         if run.has_checkpoint(self._checkpoint):
-            self.load_state_dict(run.load_checkpoint(self._checkpoint))
+            state = run.load_checkpoint(self._checkpoint)
+            self.load_state_dict(state, self._pairs_folder(run))
         self._check_positions(run)
         if self.fabric.is_global_zero:
             run.rewind(self.position)
@@ -306,6 +312,10 @@ class CrossX:
     def _checkpoint(self) -> str:
         "The name of this process's checkpoint: each has pairs and random numbers of its own."
         return f"last-{self.fabric.global_rank}" if self.fabric.global_rank else "last"
+
+    def _pairs_folder(self, run):
+        "Where this process's buffer writes its pairs, each once."
+        return run.checkpoints / f"{self._checkpoint}-pairs"
 
     def _check_positions(self, run):
         "Raises where the checkpoints of several processes do not fit together."
@@ -344,6 +354,7 @@ class CrossX:
                     f"after action {self.position}: lower its learning rate. "
                     f"The last checkpoint of {run.path} is intact"
                 )
+        self.buffer.save(self._pairs_folder(run))
         run.save_checkpoint(self._checkpoint, self.state_dict())
         self.fabric.barrier()
 

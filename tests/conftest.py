@@ -35,6 +35,7 @@ SLOW = (
     "test_finegrained.py",
     "test_experiments.py",
     "test_readme.py",
+    "test_docs.py",
     "test_package.py",
 )
 

@@ -119,7 +119,7 @@ def test_wheel_says_what_settings_say(built):
         meta["License"],
         meta["License-Expression"],
     )
-    optional = {"run", "onnx", "imagenet", "search", "ray", "finegrained", "explore"}
+    optional = {"run", "onnx", "imagenet", "search", "ray", "finegrained", "explore", "docs"}
     assert set(meta.get_all("Provides-Extra")) == {"dev", *optional}
     required = meta.get_all("Requires-Dist")
     assert (

@@ -30,7 +30,8 @@ MODULES = sorted(
     for path in (ROOT / "dfsbir").rglob("*.py")
     if path.name not in ("__init__.py", "_modidx.py")
 )
-SCRIPTS = sorted((ROOT / "tests").rglob("*.py")) + [ROOT / "setup.py", ROOT / "run"]
+SCRIPTS = sorted((ROOT / "tests").rglob("*.py")) + sorted((ROOT / "docs").glob("*.py"))
+SCRIPTS += [ROOT / "setup.py", ROOT / "run"]
 
 
 def module_of(path):
@@ -409,6 +410,7 @@ def test_constraints_hold_a_version_of_every_requirement():
         "run_requirements",
         "onnx_requirements",
         "imagenet_requirements",
+        "docs_requirements",
         "dev_requirements",
     ):
         for requirement in requirements(key):

@@ -343,9 +343,8 @@ def directive(entry: Entry, module: Module, link, depth: int = 0) -> list[str]:
     kind = {"data": "data", "class": "class", "function": "function", "property": "property"}.get(
         entry.kind, "method"
     )
-    lines = [
-        f"{fence}{{py:{kind}}} {entry.name}{'' if kind in ('data', 'property') else entry.signature}"
-    ]
+    signature = "" if kind in ("data", "property") else entry.signature
+    lines = [f"{fence}{{py:{kind}}} {entry.name}{signature}"]
     if entry.kind in ("classmethod", "staticmethod"):
         lines.append(f":{entry.kind}:")
     if entry.value:

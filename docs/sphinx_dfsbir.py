@@ -56,9 +56,8 @@ def write_package(path: Path, docname: str, text: str) -> str:  # its __init__.p
         about = api_pages.read_module(file, "").doc or ", ".join(
             p.stem for p in sorted(part.glob("[a-z]*.py"))
         )
-        rows.append(
-            f"| [{dotted(f'{here}/{page}')}](/{here}/{page}.py) | {api_pages.escape(first_sentence(about))} |"
-        )
+        link = f"[{dotted(f'{here}/{page}')}](/{here}/{page}.py)"
+        rows.append(f"| {link} | {api_pages.escape(first_sentence(about))} |")
         pages.append(page)
     lines += ["| module | what it holds |", "|---|---|", *rows, ""]
     lines += ["```{toctree}", ":hidden:", ":titlesonly:", "", *pages, "```", ""]
@@ -135,7 +134,7 @@ def prepare_source(app, docname: str, source: list[str]) -> None:
 
 
 class NotebookTree(SphinxDirective):
-    "`{notebooks} FOLDER`: links to the notebooks under a folder, a heading for each of its folders."
+    "`{notebooks} FOLDER`: links to the notebooks under a folder, a heading per folder."
 
     required_arguments = 1
 
@@ -144,9 +143,11 @@ class NotebookTree(SphinxDirective):
         pages = [name for name in self.env.found_docs if self.is_notebook(name, top)]
         lines = []
         for folder in sorted({posixpath.dirname(page) for page in pages}):
-            title = re.sub(r"^\d+_", "", posixpath.relpath(folder, top))
+            title = re.sub(r"^\d+_", "", posixpath.relpath(folder, top)).replace(
+                ".", "To open first"
+            )
             inside = sorted(f"/{page}" for page in pages if posixpath.dirname(page) == folder)
-            lines += [f"## {title}" if title != "." else "", "", "```{toctree}", ":titlesonly:"]
+            lines += [f"## {title}", "", "```{toctree}", ":titlesonly:"]
             lines += ["", *inside, "```", ""]
         return self.parse_text_to_nodes("\n".join(lines), allow_section_headings=True)
 
@@ -201,9 +202,8 @@ def write_front(app, error) -> None:
     "`index.html`, which leads to the first page."
     if error is None and app.builder.format == "html":
         page = f"{app.config.root_doc}.html"
-        Path(app.outdir, "index.html").write_text(
-            f'<!doctype html><meta http-equiv="refresh" content="0; url={page}"><a href="{page}">{page}</a>\n'
-        )
+        text = f'<!doctype html><meta http-equiv="refresh" content="0; url={page}">'
+        Path(app.outdir, "index.html").write_text(f'{text}<a href="{page}">{page}</a>\n')
 
 
 def setup(app) -> dict:

@@ -1,4 +1,4 @@
-"""The documentation: it builds without a warning, holds everything, loads nothing from elsewhere, and sees what is wrong."""
+"""The documentation builds without a warning, is complete, loads nothing from elsewhere."""
 
 import ast
 import importlib.machinery
@@ -73,7 +73,7 @@ def missing_outputs(site):
             sum("image/png" in output.get("data", {}) for output in outputs),
         )
         if outputs and 'class="cell_output' not in page or page.count("<img") < pictures:
-            yield f"{short(path)} is shown without all of its {len(outputs)} outputs, {pictures} of them pictures"
+            yield f"{short(path)}: {len(outputs)} outputs, {pictures} pictures, not all shown"
 
 
 def missing_names(site):
@@ -109,7 +109,7 @@ def search_faults(site):
 
 
 def loads_from_elsewhere(site):
-    "Scripts, styles, pictures and fonts that are not files of the site; only links to click may lead out."
+    "Scripts, styles, pictures and fonts that are not files of the site; links may lead out."
     remote = r"""(?:src|href)=["']?(?:https?:)?//"""
     for path in site.rglob("*.html"):
         tags = re.findall(
@@ -170,24 +170,28 @@ MODULE = '''"""A module."""
 
 __all__ = ["find"]
 
-# %% ../nbs/00_a.ipynb #0a0a0a0a
+# %% ../../nbs/00_part/00_a.ipynb #0a0a0a0a
 def find(x: int = 1):  # a number
     "A function."
 '''
+SETTINGS = {"lib_path": "dfsbir", "nbs_path": "nbs", "title": "t", "author": "a", "copyright": "c"}
+README = "# Title\n\n[Notebook](nbs/00_part/00_a.ipynb), `dfsbir.part.a.find`, `find()`.\n"
 MINIATURE = {
-    "settings.ini": "[DEFAULT]\nlib_path = dfsbir\nnbs_path = nbs\ntitle = t\nauthor = a\ncopyright = c\nversion = 1\n",
-    "README.md": "# Title\n\nSee [the notebook](nbs/00_a.ipynb), `dfsbir.a.find` and `find()`.\n",
-    "docs/contents.md": "\n```{toctree}\nnbs/00_a\ndfsbir/__init__\n```\n",
+    "settings.ini": "[DEFAULT]\nversion = 1\n"
+    + "".join(f"{k} = {v}\n" for k, v in SETTINGS.items()),
+    "README.md": README,
+    "docs/contents.md": "\n```{toctree}\ndocs/notebooks\ndfsbir/__init__\n```\n",
     "dfsbir/__init__.py": "",
-    "dfsbir/a.py": MODULE,
+    "dfsbir/part/__init__.py": "",
+    "dfsbir/part/a.py": MODULE,
+    "docs/notebooks.md": "# Notebooks\n\n```{notebooks} nbs\n```\n",
 }
 
 
 def miniature(top, **changes):
     "A small project with the real settings and extension of the documentation."
-    (top / "nbs").mkdir(parents=True)
-    for name in ("docs", "dfsbir"):
-        (top / name).mkdir()
+    for name in ("docs", "dfsbir/part", "nbs/00_part"):
+        (top / name).mkdir(parents=True)
     for path in (ROOT / "docs").glob("*.py"):
         shutil.copy(path, top / "docs")
     shutil.copytree(ROOT / "docs" / "_static", top / "docs" / "_static")
@@ -205,7 +209,7 @@ def miniature(top, **changes):
         {**code, "source": "#| export\ndef find(): ..."},
         {**code, "id": "2", "source": "#| hide\nsecret = 1"},
     ]
-    (top / "nbs" / "00_a.ipynb").write_text(
+    (top / "nbs/00_part/00_a.ipynb").write_text(
         json.dumps({**NOTEBOOK, "cells": cells}), encoding="utf-8"
     )
     return top
@@ -215,33 +219,34 @@ def test_a_small_project_builds(tmp_path):
     done = build(miniature(tmp_path / "top"), tmp_path / "out")
     assert done.returncode == 0, done.stderr
     readme = (tmp_path / "out/html/README.html").read_text(encoding="utf-8")
-    assert readme.count('href="dfsbir/a.html#dfsbir.a.find"') == 2, "names in code are links"
-    notebook = (tmp_path / "out/html/nbs/00_a.html").read_text(encoding="utf-8")
+    assert readme.count('href="dfsbir/part/a.html#dfsbir.part.a.find"') == 2, (
+        "names in code are links"
+    )
+    notebook = (tmp_path / "out/html/nbs/00_part/00_a.html").read_text(encoding="utf-8")
     assert "secret" not in notebook and "export" not in notebook
     (cell,) = re.findall(r'id="(\S*0a0a0a0a)"', notebook)
-    assert f'href="../nbs/00_a.html#{cell}"' in (tmp_path / "out/html/dfsbir/a.html").read_text(
-        encoding="utf-8"
-    )
+    page = (tmp_path / "out/html/dfsbir/part/a.html").read_text(encoding="utf-8")
+    assert f'href="../../nbs/00_part/00_a.html#{cell}"' in page
 
 
 FAULTS = {
     "README.md": """# Title
 
-[a](docs/lost.md), [b](nbs/00_a.ipynb#no-such-heading), `dfsbir.a.gone`
+[a](docs/lost.md), [b](nbs/00_part/00_a.ipynb#no-such-heading), `dfsbir.part.gone`
 """,
     "docs/alone.md": "# In no table of contents\n",
-    "dfsbir/a.py": MODULE.replace('"A function."', "pass"),
+    "dfsbir/part/a.py": MODULE.replace('"A function."', "pass"),
 }
 
 
 def test_faults_fail_the_build(tmp_path):
-    "Each is named: a link without a target, a name that is not there, a page nobody reaches, a missing docstring."
+    "A link without a target, a name that does not exist, a page in no contents, no docstring."
     done = build(miniature(tmp_path / "top", **FAULTS), tmp_path / "out")
     assert done.returncode == 1
     for fault in (
         "docs/lost.md",
         "no-such-heading",
-        "dfsbir.a.gone",
+        "dfsbir.part.gone",
         "alone.md",
         "without a docstring: find",
     ):

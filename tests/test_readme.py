@@ -1,4 +1,4 @@
-"""The README keeps its word: Python blocks run, commands exist and know their options, links lead somewhere."""
+"""README and guides are true: Python blocks run, commands and options exist, links lead to files."""
 
 import ast
 import json
@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from functools import cache
 
 import pytest
 from conftest import ROOT
@@ -65,20 +66,28 @@ def papermill_faults(notebook, rest):
     return [f"{notebook} has no parameter {name}" for name in named if name not in known]
 
 
-def dfsbir_faults(rest):
-    "Sub-commands and options that `dfsbir ... --help` does not know."
-    sub = [word for word in rest[:1] if not word.startswith("-")]
+@cache
+def dfsbir_help(*sub):
+    "(exit code, what was printed) of `dfsbir SUB --help`."
     code = "import sys; sys.argv[0] = 'dfsbir'; from dfsbir.app.cli import main; sys.exit(main())"
     done = subprocess.run(
         [sys.executable, "-c", code, *sub, "--help"], cwd=ROOT, capture_output=True, text=True
     )
-    if done.returncode:
-        return [f"dfsbir {' '.join(sub)} --help: {done.stderr[-300:]}"]
-    return [
+    return done.returncode, done.stdout + done.stderr
+
+
+def dfsbir_faults(rest):
+    "Sub-commands and options that `dfsbir ... --help` does not know."
+    sub = [word for word in rest[:1] if not word.startswith("-")]
+    failed, text = dfsbir_help(*sub)
+    if failed:
+        return [f"dfsbir {' '.join(sub)} --help: {text[-300:]}"]
+    faults = [
         f"dfsbir {' '.join(sub)} has no {word}"
         for word in rest
-        if word.startswith("--") and word.split("=")[0] not in done.stdout
+        if word.startswith("--") and word.split("=")[0] not in text
     ]
+    return faults + (papermill_faults("nbs/run_experiment.ipynb", rest) if sub == ["run"] else [])
 
 
 def command_faults(words):
@@ -91,6 +100,12 @@ def command_faults(words):
     if re.fullmatch(r"python[\d.]*", words[0]) and words[1:2] == ["run"]:
         words[:2] = ["./run"]
     first, rest = words[0], words[1:]
+    if lost := [
+        word
+        for word in rest
+        if re.match(r"(nbs|tests|docs|dfsbir)/", word) and not (ROOT / word).exists()
+    ]:
+        return [f"there is no {word}" for word in lost]
     if first == "./run":
         help_text = subprocess.run(
             [sys.executable, ROOT / "run"], capture_output=True, text=True
@@ -115,54 +130,112 @@ def command_faults(words):
     return [] if first in ANYWHERE or shutil.which(first) else [f"{first} is not a command here"]
 
 
+def inline_commands(text):
+    "Commands that stand in a sentence or a table, as lists of words."
+    text = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    for source in re.findall(r"`((?:papermill|dfsbir|\./run|python) [^`]+)`", text):
+        if not re.search(r"\b[A-Z]{3,}\b", source):  # a word in capitals stands for something
+            yield from commands(source)
+
+
 README = ROOT / "README.md"
-BLOCKS = blocks(README.read_text(encoding="utf-8"))
-COMMANDS = [words for language, source in BLOCKS if language in SHELL for words in commands(source)]
-PYTHON = [source for language, source in BLOCKS if language == "python"]
+PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+TEXT = {str(page.relative_to(ROOT)): page.read_text(encoding="utf-8") for page in PAGES}
+BLOCKS = {
+    name: [(language, source) for language, source in blocks(text) if not language.startswith("{")]
+    for name, text in TEXT.items()
+}
+COMMANDS = {
+    name: [
+        words
+        for language, source in BLOCKS[name]
+        if language in SHELL
+        for words in commands(source)
+    ]
+    for name in TEXT
+}
+INLINE = {name: list(inline_commands(text)) for name, text in TEXT.items()}
+EVERY = sorted(
+    {
+        shlex.join(words)
+        for found in (COMMANDS, INLINE)
+        for lines in found.values()
+        for words in lines
+    }
+)
+PYTHON = {
+    name: [source for language, source in found if language == "python"]
+    for name, found in BLOCKS.items()
+}
 
 
-def test_every_block_is_of_a_known_kind():
-    assert {language for language, _ in BLOCKS} <= {"python", *SHELL, *SHOWN}, (
+def test_the_readme_is_short():
+    text = TEXT["README.md"]
+    assert len(text.splitlines()) <= 160 and len(text.split()) <= 1600, (
+        "the rest belongs into docs/"
+    )
+
+
+@pytest.mark.parametrize("name", TEXT)
+def test_every_block_is_of_a_known_kind(name):
+    assert {language for language, _ in BLOCKS[name]} <= {"python", *SHELL, *SHOWN}, (
         "name each block's language, so that none escapes the tests"
     )
-    assert README.read_text(encoding="utf-8").count("```") == 2 * len(BLOCKS)
+    assert TEXT[name].count("```") == 2 * len(blocks(TEXT[name]))
 
 
 def test_the_two_commands_are_there():
-    assert ["./run", "job"] in COMMANDS and ["./run", "test"] in COMMANDS
+    assert ["./run", "job"] in COMMANDS["README.md"] and ["./run", "test"] in COMMANDS["README.md"]
 
 
-@pytest.mark.parametrize("words", COMMANDS, ids=shlex.join)
-def test_command(words):
-    assert not command_faults(words)
+@pytest.mark.parametrize("line", EVERY)
+def test_command(line):
+    assert not command_faults(shlex.split(line))
 
 
-@pytest.mark.skipif(not PYTHON, reason="README.md has no Python block")
-def test_python_blocks_run_one_after_the_other(tmp_path, elsewhere):
-    (tmp_path / "cwd").mkdir()
-    code = "import json, sys\nspace = {'__name__': '__main__'}\nfor i, source in enumerate(json.load(sys.stdin), 1):\n    exec(compile(source, f'README.md, Python block {i}', 'exec'), space)"
+RUNNER = """
+import json, os, pathlib, sys
+for name, sources in json.load(sys.stdin).items():
+    folder = pathlib.Path(sys.argv[1], name.replace("/", "-"))
+    folder.mkdir(parents=True)
+    os.chdir(folder)
+    space = {"__name__": "__main__"}
+    for i, source in enumerate(sources, 1):
+        exec(compile(source, f"{name}, Python block {i}", "exec"), space)
+"""
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["README.md"], [name for name in TEXT if name != "README.md"]],
+    ids=["README.md", "docs"],
+)
+def test_python_blocks_run_one_after_the_other(names, tmp_path, elsewhere):
+    "The pages of docs share a process, since importing takes longest, but no folder and no names."
+    pages = {name: PYTHON[name] for name in names if PYTHON[name]}
     done = subprocess.run(
-        [sys.executable, "-c", code],
-        input=json.dumps(PYTHON),
-        cwd=tmp_path / "cwd",
+        [sys.executable, "-c", RUNNER, tmp_path / "cwd"],
+        input=json.dumps(pages),
+        cwd=tmp_path,
         env=elsewhere | {"MPLBACKEND": "agg"},
         capture_output=True,
         text=True,
         timeout=900,
     )
-    assert done.returncode == 0, done.stderr[-4000:]
+    assert pages and done.returncode == 0, done.stderr[-4000:]
 
 
-def test_links_lead_to_files():
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_files(page):
     text = re.sub(
-        r"^```.*?^```", "", README.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL
+        r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL
     )
     targets = re.findall(r"\]\(([^)\s]+)", text) + re.findall(r"(?:src|href)=\"([^\"]+)\"", text)
     lost = [
         target
         for target in targets
         if not re.match(r"https?://|#|mailto:", target)
-        and not (ROOT / target.split("#")[0]).exists()
+        and not (page.parent / target.split("#")[0]).exists()
     ]
     assert not lost
 
@@ -182,7 +255,8 @@ def test_wrong_commands_are_seen(line):
 
 
 def test_the_parser_of_blocks():
-    text = "```sh\n$ git clone x && cd y  # why\nA=1 ./run job \\\n  -p seed 1\n```\n\n```python\nx = 1\n```\n"
+    text = "```sh\n$ git clone x && cd y  # why\nA=1 ./run job \\\n  -p seed 1\n```\n\n"
+    text += "```python\nx = 1\n```\n"
     assert [language for language, _ in blocks(text)] == ["sh", "python"]
     assert list(commands(blocks(text)[0][1])) == [
         ["git", "clone", "x"],

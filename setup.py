@@ -23,7 +23,10 @@ extras["dev"] = lines("dev_requirements") + sum(extras.values(), [])  # the test
 
 
 class BuildWithNotebook(build_py):
-    "The wheel carries the experiment notebook, which `dfsbir run` starts; an editable install finds it in nbs/."
+    """Puts the experiment notebook into the wheel, for `dfsbir run`.
+
+    An editable install finds it in nbs/.
+    """
 
     def run(self):
         super().run()

@@ -216,6 +216,8 @@ class Reader:
         for item in node.body:
             if not isinstance(item, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 continue
+            if {"setter", "deleter"} & self.decorators(item):
+                continue  # of a property that is there already
             if item.name == "__init__":
                 made = self.function(item, "method")
                 entry.signature = made.signature
@@ -225,16 +227,14 @@ class Reader:
         return entry
 
     @staticmethod
-    def kind(node) -> str:
+    def decorators(node) -> set[str]:
+        "The last words of a function's decorators."
+        return {ast.unparse(d).split("(")[0].split(".")[-1] for d in node.decorator_list}
+
+    def kind(self, node) -> str:
         "What a function in a class is, by its decorators."
-        words = {ast.unparse(d).split("(")[0].split(".")[-1] for d in node.decorator_list}
-        kinds = {
-            "property": "property",
-            "cached_property": "property",
-            "classmethod": "classmethod",
-        }
-        kinds |= {"staticmethod": "staticmethod"}
-        return next((kinds[word] for word in sorted(words) if word in kinds), "method")
+        words = sorted(self.decorators(node) & set(KINDS))
+        return KINDS[words[0]] if words else "method"
 
     def constant(self, node: ast.Assign | ast.AnnAssign, name: str) -> Entry:
         "A constant with its value and comment."
@@ -259,6 +259,8 @@ class Reader:
         return found
 
 
+KINDS = {name: name for name in ("property", "classmethod", "staticmethod")}
+KINDS["cached_property"] = "property"
 LIMITS = {
     "gt": ">",
     "ge": ">=",

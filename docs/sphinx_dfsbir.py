@@ -3,11 +3,13 @@
 - A module of the package is a source file like any other: `dfsbir/x.py` becomes its API page.
 - Notebooks are shown as they were saved; hidden cells and nbdev's directives are taken out.
 - Inline code that is a public name leads to its API page, wherever it stands.
+- `packages.toml`, beside the settings, has a line on each folder of the package.
 """
 
 import json
 import posixpath
 import re
+import tomllib
 from collections import Counter
 from pathlib import Path
 
@@ -39,25 +41,44 @@ def first_sentence(text: str) -> str:
     return re.split(r"(?<=[.]) ", " ".join(text.split()))[0].rstrip(".")
 
 
-def write_package(path: Path, docname: str, text: str) -> str:  # its __init__.py
+def read_about(app) -> None:
+    "What `packages.toml` says of each folder of the package; a folder without a line is a fault."
+    file = Path(app.confdir, "packages.toml")
+    app.about = tomllib.loads(file.read_text(encoding="utf-8"))
+    top = Path(app.srcdir, app.config.api_package)
+    folders = {path.parent.name for path in top.glob("*/__init__.py")}
+    for folder in sorted(folders ^ set(app.about)):
+        found = "no line about" if folder in folders else "a line about a folder that is not there:"
+        log.warning("%s has %s %s", file.name, found, folder)
+
+
+def pages_of_package(folder: Path) -> list[Path]:
+    "Modules and folders of a package, in the order of the notebooks that they come from."
+    files = [p for p in folder.rglob("*.py") if not p.name.startswith("_")]
+    first = {}
+    for file in files:
+        module = api_pages.read_module(file, "")
+        part = file.relative_to(folder).parts[0]
+        page = folder / part if file.parent == folder else folder / part / "__init__.py"
+        notebook = module.places[0][1] if module.places else part
+        first[page] = min(notebook, first.get(page, notebook))
+    return sorted(first, key=first.get)
+
+
+def write_package(path: Path, docname: str, about: dict) -> str:  # path of its __init__.py
     "The page of a package: a table of its modules, and their pages in the sidebar."
     here = posixpath.dirname(docname)
-    parts = sorted(
-        p for p in path.parent.iterdir() if p.suffix == ".py" and not p.name.startswith("_")
-    )
-    parts += sorted(p.parent for p in path.parent.glob("*/__init__.py"))
     name = dotted(docname)
-    lines = [f"# {name}", "", api_pages.parse_module(text, "").doc, ""]
+    lines = [f"# {name}", "", about.get(name.partition(".")[2], ""), ""]
     lines += [f"```{{py:module}} {name}", "```", ""]
     rows, pages = [], []
-    for part in parts:
-        file = part / "__init__.py" if part.is_dir() else part
+    for file in pages_of_package(path.parent):
         page = file.with_suffix("").relative_to(path.parent).as_posix()
-        about = api_pages.read_module(file, "").doc or ", ".join(
-            p.stem for p in sorted(part.glob("[a-z]*.py"))
-        )
+        words = about.get(file.parent.name, "")
+        if file.name != "__init__.py":
+            words = api_pages.read_module(file, "").doc
         link = f"[{dotted(f'{here}/{page}')}](/{here}/{page}.py)"
-        rows.append(f"| {link} | {api_pages.escape(first_sentence(about))} |")
+        rows.append(f"| {link} | {api_pages.escape(first_sentence(words))} |")
         pages.append(page)
     lines += ["| module | what it holds |", "|---|---|", *rows, ""]
     lines += ["```{toctree}", ":hidden:", ":titlesonly:", "", *pages, "```", ""]
@@ -73,15 +94,12 @@ class ModuleParser(MystParser):
         env = document.settings.env
         path = Path(env.doc2path(env.docname))
         if path.name == "__init__.py":
-            text = write_package(path, env.docname, inputstring)
+            text = write_package(path, env.docname, env.app.about)
         else:
             module = api_pages.parse_module(inputstring, dotted(env.docname))
             for entry in module.undocumented:
-                log.warning(
-                    "public, and without a docstring: %s",
-                    entry.name,
-                    location=(env.docname, entry.line),
-                )
+                place = (env.docname, entry.line)
+                log.warning("public, and without a docstring: %s", entry.name, location=place)
             text = api_pages.write_module(module, lambda place, **kw: source_link(place, env, **kw))
         super().parse(text, document)
 
@@ -140,16 +158,22 @@ class NotebookTree(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         top = self.arguments[0]
-        pages = [name for name in self.env.found_docs if self.is_notebook(name, top)]
+        sections = {}
+        for page in sorted(self.env.found_docs):
+            if self.is_notebook(page, top):
+                sections.setdefault(self.section(page, top), []).append(f"/{page}")
+        about = self.env.app.about
         lines = []
-        for folder in sorted({posixpath.dirname(page) for page in pages}):
-            title = re.sub(r"^\d+_", "", posixpath.relpath(folder, top)).replace(
-                ".", "To open first"
-            )
-            inside = sorted(f"/{page}" for page in pages if posixpath.dirname(page) == folder)
-            lines += [f"## {title}", "", "```{toctree}", ":titlesonly:"]
-            lines += ["", *inside, "```", ""]
+        for section in sorted(sections):
+            title = re.sub(r"^\d+_", "", posixpath.relpath(section, top))
+            lines += [f"## {'To open first' if title == '.' else title}", "", about.get(title, "")]
+            lines += ["", "```{toctree}", ":titlesonly:", "", *sections[section], "```", ""]
         return self.parse_text_to_nodes("\n".join(lines), allow_section_headings=True)
+
+    def section(self, page: str, top: str) -> str:
+        "The folder of a notebook; a numbered one outside of the folders is a section of its own."
+        folder = posixpath.dirname(page)
+        return page if folder == top and posixpath.basename(page)[0].isdigit() else folder
 
     def is_notebook(self, page: str, top: str) -> bool:
         "Whether a page is a notebook of the folder."
@@ -186,14 +210,8 @@ def link_names(app, doctree: nodes.document) -> None:
             if text not in app.api_full:
                 log.warning("there is no %s in the package", text, location=literal)
         if target in app.api_full:
-            link = pending_xref(
-                "",
-                refdomain="py",
-                reftype="obj",
-                reftarget=target,
-                refdoc=app.env.docname,
-                refwarn=True,
-            )
+            of_python = {"refdomain": "py", "reftype": "obj", "refwarn": True}
+            link = pending_xref("", reftarget=target, refdoc=app.env.docname, **of_python)
             literal.replace_self(link)
             link += literal
 
@@ -212,6 +230,7 @@ def setup(app) -> dict:
     app.add_source_suffix(".py", "python")
     app.add_source_parser(ModuleParser)
     app.add_directive("notebooks", NotebookTree)
+    app.connect("builder-inited", read_about)
     app.connect("builder-inited", collect_names)
     app.connect("source-read", prepare_source)
     app.connect("doctree-read", link_names)

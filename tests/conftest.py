@@ -1,10 +1,9 @@
-"""What the test files share: one thread a process, the real data, copies of the tree, slow tests first, seconds per file."""
+"""What the tests share: one thread a process, real data, copies of the tree, order and times."""
 
 import os
 
-os.environ.setdefault(
-    "OMP_NUM_THREADS", "1"
-)  # before torch is imported: tests run side by side, one core each
+# before torch is imported: tests run side by side, one core each
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import shutil
 from collections import defaultdict
@@ -65,7 +64,7 @@ def tree(tmp_path):
 
 @pytest.fixture
 def elsewhere(tree):
-    "The environment of a process that lives in `tree`: the package comes from there, no real data, no download."
+    "Variables of a process in `tree`: the package from there, no real data, no download."
     env = {
         k: v
         for k, v in os.environ.items()

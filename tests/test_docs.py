@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT
 
 sys.path.append(str(ROOT / "docs"))
-from api_pages import parse_module, write_module  # noqa: E402
+from api_pages import parse_module, write_module
 
 LIBRARY = sorted(p for p in (ROOT / "dfsbir").rglob("*.py") if not p.name.startswith("_"))
 HIDDEN = {".ipynb_checkpoints", "runs"}
@@ -185,6 +185,7 @@ MINIATURE = {
     "dfsbir/part/__init__.py": "",
     "dfsbir/part/a.py": MODULE,
     "docs/notebooks.md": "# Notebooks\n\n```{notebooks} nbs\n```\n",
+    "docs/packages.toml": 'part = "What a part is for."\n',
 }
 
 
@@ -227,6 +228,9 @@ def test_a_small_project_builds(tmp_path):
     (cell,) = re.findall(r'id="(\S*0a0a0a0a)"', notebook)
     page = (tmp_path / "out/html/dfsbir/part/a.html").read_text(encoding="utf-8")
     assert f'href="../../nbs/00_part/00_a.html#{cell}"' in page
+    for path in ("dfsbir/__init__", "dfsbir/part/__init__", "docs/notebooks"):
+        index = (tmp_path / f"out/html/{path}.html").read_text(encoding="utf-8")
+        assert "What a part is for" in index, f"{path} does not say what the folder holds"
 
 
 FAULTS = {
@@ -235,12 +239,13 @@ FAULTS = {
 [a](docs/lost.md), [b](nbs/00_part/00_a.ipynb#no-such-heading), `dfsbir.part.gone`
 """,
     "docs/alone.md": "# In no table of contents\n",
+    "docs/packages.toml": 'lost = "A folder that is not there."\n',
     "dfsbir/part/a.py": MODULE.replace('"A function."', "pass"),
 }
 
 
 def test_faults_fail_the_build(tmp_path):
-    "A link without a target, a name that does not exist, a page in no contents, no docstring."
+    "A lost link, name or docstring, a page in no contents, a folder without a line or the reverse."
     done = build(miniature(tmp_path / "top", **FAULTS), tmp_path / "out")
     assert done.returncode == 1
     for fault in (
@@ -249,6 +254,8 @@ def test_faults_fail_the_build(tmp_path):
         "dfsbir.part.gone",
         "alone.md",
         "without a docstring: find",
+        "no line about part",
+        "not there: lost",
     ):
         assert fault in done.stderr, f"{fault} was not seen in {done.stderr}"
 
@@ -282,6 +289,9 @@ class Thing(Base):
     @property
     def area(self) -> int:  # px
         "Its area."
+
+    @area.setter
+    def area(self, value): ...
 
 class Settings(BaseModel):
     "Settings."

@@ -1,4 +1,4 @@
-"""What the tests share: one thread a process, real data, copies of the tree, order and times."""
+"""What the tests share: one thread per process, copies of the tree, real data, seconds per file."""
 
 import os
 
@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PARTS = (
+TESTS = ROOT / "tests"
+PARTS = (  # the project without its tests
     "nbs",
     "dfsbir",
     "run",
@@ -26,17 +27,28 @@ PARTS = (
     "CHANGELOG.md",
     "CONTRIBUTING.md",
 )
-SLOW = (
-    "test_sweep.py",
+SLOW = (  # files and folders of tests that take minutes, the slowest first
+    "app/test_sweep.py",
     "test_notebooks.py",
-    "test_browser.py",
-    "test_tour.py",
-    "test_finegrained.py",
+    "explore/test_browser.py",
+    "explore/test_tour.py",
+    "finegrained",
+    "crossx",
     "test_experiments.py",
     "test_readme.py",
     "test_docs.py",
     "test_package.py",
 )
+
+
+def copy_parts(top):
+    "Copies the project without its tests, and without what runs have left behind, into a folder."
+    left = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "runs")
+    for part in PARTS:
+        if (ROOT / part).is_dir():
+            shutil.copytree(ROOT / part, top / part, ignore=left)
+        else:
+            shutil.copy2(ROOT / part, top / part)
 
 
 @pytest.fixture(scope="session")
@@ -50,27 +62,16 @@ def tree(tmp_path):
     "A copy of the project that a test may change; nothing in it points back to the repository."
     top = tmp_path / "tree"
     top.mkdir()
-    for part in PARTS:
-        if (ROOT / part).is_dir():
-            shutil.copytree(
-                ROOT / part,
-                top / part,
-                ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "runs"),
-            )
-        else:
-            shutil.copy2(ROOT / part, top / part)
+    copy_parts(top)
     return top
 
 
 @pytest.fixture
 def elsewhere(tree):
-    "Variables of a process in `tree`: the package from there, no real data, no download."
-    env = {
-        k: v
-        for k, v in os.environ.items()
-        if k not in ("DFSBIR_DATA", "IN_TEST") and not k.startswith(("PYTEST_", "COV_"))
-    }
-    return env | {
+    "The environment of a process in `tree`: the package from there, no real data, no download."
+    left_out = ("DFSBIR_DATA", "IN_TEST", "PYTEST_", "COV_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(left_out)}
+    return kept | {
         "PYTHONPATH": str(tree),
         "HF_HUB_OFFLINE": "1",
         "XDG_CONFIG_HOME": str(tree.parent / "config"),
@@ -89,8 +90,13 @@ def data_dir():
 
 def pytest_collection_modifyitems(items):
     "Slow files first, so that the worker processes end together."
-    rank = {name: i for i, name in enumerate(SLOW)}
-    items.sort(key=lambda item: rank.get(item.path.name, len(SLOW)))
+
+    def rank(item):
+        place = item.path.relative_to(TESTS)
+        ranks = [i for i, name in enumerate(SLOW) if place.is_relative_to(name)]
+        return min(ranks, default=len(SLOW))
+
+    items.sort(key=rank)
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -1,8 +1,7 @@
-"""Wheel and sdist: they build from a copy, hold every module, and the wheel works where the repository is not."""
+"""Wheel and sdist: built from a copy, they hold every module and work without the repository."""
 
 import configparser
 import os
-import shutil
 import subprocess
 import sys
 import sysconfig
@@ -12,7 +11,7 @@ from email.parser import Parser
 from pathlib import Path
 
 import pytest
-from conftest import PARTS, ROOT
+from conftest import ROOT, copy_parts
 
 MODULES = sorted(
     ".".join(path.relative_to(ROOT / "dfsbir").with_suffix("").parts)
@@ -20,7 +19,32 @@ MODULES = sorted(
     if not path.name.startswith("_")
 )
 FILES = {f"dfsbir/{name.replace('.', '/')}.py" for name in MODULES}
-WIDGETS = [f"explore.{name}" for name in ("panels", "sketch_pad", "photo_map", "explorer")]
+ABSENT = ["fastcore", "nbdev", "execnb", "IPython", "ipykernel", "papermill", "nbconvert"]
+ABSENT += ["psutil", "pytest", "sklearn", "torchmetrics", "onnx", "onnxruntime", "onnx2torch"]
+ABSENT += ["efficientnet_lite_pytorch", "faiss", "pyarrow", "ray", "skimage"]
+ABSENT += ["ipywidgets", "anywidget", "voila", "jupyterlab", "playwright"]
+IMPORTS = f"""
+import importlib
+import sys
+from importlib.metadata import version
+for name in {ABSENT}:
+    sys.modules[name] = None
+import dfsbir
+asked = []
+for name in {MODULES}:
+    try:
+        importlib.import_module("dfsbir." + name)
+    except ImportError as e:  # widgets ask for their extra
+        assert name.startswith("explore.") and "pip install 'dfsbir[explore]'" in str(e), e
+        asked.append(name)
+assert "explore.explorer" in asked, "the explorer was imported without its widgets"
+print(dfsbir.__version__ == version("dfsbir"), dfsbir.__file__)
+"""
+
+
+def plain_env():
+    "This process's environment without its Python paths."
+    return {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
 
 
 def call(*line, **kw):
@@ -34,8 +58,7 @@ def call(*line, **kw):
 def built(tmp_path_factory):
     "Folder with the sdist of a copy of the tree, and the wheel made from that sdist alone."
     top, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
-    for part in PARTS:
-        (shutil.copytree if (ROOT / part).is_dir() else shutil.copy2)(ROOT / part, top / part)
+    copy_parts(top)
     call(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, top)
     return out
 
@@ -50,23 +73,13 @@ def installed(built, tmp_path_factory):
     site = Path(
         call(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
     )
-    # a venv sees the packages of the base Python alone; those of this environment come last, its editable installs not at all (no .pth is read there)
-    (site / "dependencies.pth").write_text(
-        f"import sys; sys.path += {sorted({sysconfig.get_path('purelib'), sysconfig.get_path('platlib')})!r}\n"
-    )
+    # A venv sees the packages of the base Python alone. Those of this environment come last, and
+    # its editable installs not at all, since no .pth is read there.
+    here = sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
+    (site / "dependencies.pth").write_text(f"import sys; sys.path += {here!r}\n")
     wheel = next(built.glob("*.whl"))
-    call(
-        sys.executable,
-        "-m",
-        "pip",
-        "--python",
-        python,
-        "install",
-        "--no-deps",
-        "--no-index",
-        "--disable-pip-version-check",
-        wheel,
-    )
+    pip = [sys.executable, "-m", "pip", "--python", python, "install"]
+    call(*pip, "--no-deps", "--no-index", "--disable-pip-version-check", wheel)
     return python
 
 
@@ -74,29 +87,15 @@ def test_sdist_holds_what_a_build_needs(built):
     (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
-    assert {
-        "settings.ini",
-        "setup.py",
-        "pyproject.toml",
-        "README.md",
-        "LICENSE",
-        "CHANGELOG.md",
-    } <= names
-    assert names >= FILES
+    files = {"settings.ini", "setup.py", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md"}
+    assert names >= files | FILES
 
 
 def test_wheel_holds_every_module_and_nothing_else(built):
     (wheel,) = built.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    assert (
-        FILES
-        | {
-            "dfsbir/__init__.py",
-            "dfsbir/_modidx.py",
-        }
-        <= names
-    )
+    assert names >= FILES | {"dfsbir/__init__.py", "dfsbir/_modidx.py"}
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"dfsbir"}
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert "dfsbir/notebooks/run_experiment.ipynb" in names, "dfsbir run starts it"
@@ -107,60 +106,36 @@ def test_wheel_says_what_settings_say(built):
     parser.read(ROOT / "settings.ini", encoding="utf-8")
     settings = parser["DEFAULT"]
     with zipfile.ZipFile(next(built.glob("*.whl"))) as archive:
-        meta = Parser().parsestr(
-            next(
-                archive.read(name).decode()
-                for name in archive.namelist()
-                if name.endswith("METADATA")
-            )
-        )
+        (name,) = [name for name in archive.namelist() if name.endswith("METADATA")]
+        meta = Parser().parsestr(archive.read(name).decode())
     assert (meta["Name"], meta["Version"]) == (settings["lib_name"], settings["version"])
-    assert meta["Requires-Python"] == ">=" + settings["min_python"] and "Apache-2.0" in (
-        meta["License"],
-        meta["License-Expression"],
-    )
-    optional = {"run", "onnx", "imagenet", "search", "ray", "finegrained", "explore", "docs"}
-    assert set(meta.get_all("Provides-Extra")) == {"dev", *optional}
+    assert meta["Requires-Python"] == ">=" + settings["min_python"]
+    assert "Apache-2.0" in (meta["License"], meta["License-Expression"])
+    optional = {key.removesuffix("_requirements") for key in settings if "_requirements" in key}
+    assert set(meta.get_all("Provides-Extra")) == optional
+
     required = meta.get_all("Requires-Dist")
-    assert (
-        sum("extra ==" not in line for line in required)
-        == len(settings["requirements"].split("\n")) - 1
-    )
-    dev = {line.split(";")[0].strip() for line in required if 'extra == "dev"' in line}
+    plain = [line for line in required if "extra ==" not in line]
+    assert len(plain) == len(settings["requirements"].split())
+
+    def of_extra(extra):
+        return {line.split(";")[0].strip() for line in required if f'extra == "{extra}"' in line}
+
     for extra in optional:
-        assert {
-            line.split(";")[0].strip() for line in required if f'extra == "{extra}"' in line
-        } <= dev, "the tests need every extra"
+        assert of_extra(extra) <= of_extra("dev"), "the tests need every extra"
 
 
 def test_wheel_imports_without_the_repository(installed, tmp_path):
     "Every module, from another folder, with the developers' tools and all extras made absent."
-    code = f"""
-import sys
-for name in ("fastcore", "nbdev", "execnb", "IPython", "ipykernel", "papermill", "nbconvert", "psutil", "pytest", "onnx", "onnxruntime", "onnx2torch", "efficientnet_lite_pytorch", "sklearn", "torchmetrics",
-             "faiss", "pyarrow", "ray", "skimage", "ipywidgets", "anywidget", "voila", "jupyterlab", "playwright"):
-    sys.modules[name] = None
-import importlib, dfsbir
-WIDGETS = {WIDGETS!r}
-for name in {MODULES!r}:
-    if name not in WIDGETS: importlib.import_module("dfsbir." + name)
-try: import dfsbir.explore.explorer  # a page of widgets: it asks for its extra
-except ImportError as e: assert "pip install 'dfsbir[explore]'" in str(e), e
-else: sys.exit("the explorer was imported without its widgets")
-from importlib.metadata import version
-print(dfsbir.__version__ == version("dfsbir"), dfsbir.__file__)
-"""
-    env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
-    same, where = call(installed, "-c", code, cwd=tmp_path, env=env).split(maxsplit=1)
-    assert same == "True" and Path(where.strip()).resolve().is_relative_to(
-        installed.parent.parent.resolve()
-    )
+    same, where = call(installed, "-c", IMPORTS, cwd=tmp_path, env=plain_env()).split(maxsplit=1)
+    assert same == "True"
+    assert Path(where.strip()).resolve().is_relative_to(installed.parent.parent.resolve())
 
 
 def test_console_script_answers(installed, tmp_path):
-    env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
-    text = call(installed.with_name("dfsbir"), "--help", cwd=tmp_path, env=env)
+    def dfsbir(*words):
+        return call(installed.with_name("dfsbir"), *words, cwd=tmp_path, env=plain_env())
+
+    text = dfsbir("--help")
     assert "usage" in text.lower() and all(word in text for word in ("run", "teacher", "evaluate"))
-    assert "toy_images = " in call(
-        installed.with_name("dfsbir"), "run", "--help", cwd=tmp_path, env=env
-    ), "the notebook that came with the package tells its parameters"
+    assert "toy_images = " in dfsbir("run", "--help"), "the package's notebook has its parameters"

@@ -1,4 +1,4 @@
-"""The file behind the README's two commands: what it prints, when it makes the environment, where torch comes from."""
+"""The file `run`: what it prints, when it makes the environment, where torch comes from."""
 
 import importlib.machinery
 import importlib.util
@@ -12,7 +12,7 @@ from conftest import ROOT
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    "The file `run` as a module whose environment would stand in an empty folder, on Linux without a GPU and without variables of this machine."
+    """The file `run` as a module, on Linux without a GPU, its environment in an empty folder."""
     monkeypatch.setenv("DFSBIR_VENV", str(tmp_path / "venv"))
     monkeypatch.delenv("DFSBIR_TORCH_INDEX", raising=False)
     monkeypatch.setattr(sys, "platform", "linux")
@@ -28,7 +28,7 @@ def run(tmp_path, monkeypatch):
 
 @pytest.fixture
 def pip(run, monkeypatch):
-    "setup() starts nothing: what it would start is listed in .lines; a line that holds a word of .fails ends badly."
+    "What setup() would start, in .lines; a line that holds a word of .fails would fail."
 
     class Pip:
         lines, fails = [], []
@@ -110,7 +110,7 @@ def test_cpu_wheels_without_a_gpu(run, pip):
 def test_cpu_wheels_that_fail_are_given_up(run, pip, capsys):
     pip.fails.append("--extra-index-url")
     run.setup()
-    assert "going on" in capsys.readouterr().err and run.STAMP.exists()
+    assert "failed" in capsys.readouterr().err and run.STAMP.exists()
 
 
 def test_usual_wheels_with_a_gpu(run, monkeypatch, capsys):

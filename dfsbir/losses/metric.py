@@ -116,14 +116,14 @@ class QueueContrast(nn.Module):
         self.label[where] = -1 if label is None else label[-n:]
         self.pointer.copy_((self.pointer + n) % self.size)
 
-# %% ../../nbs/03_losses/03_metric.ipynb #3b7de984
+# %% ../../nbs/03_losses/03_metric.ipynb #2accf606
 @full_precision
 def infonce_loss(
     photo: Tensor,  # (N,D) photo embeddings, any length (cosine similarity)
     sketch: Tensor,  # (N,D) sketch embeddings, row i of the object of photo i, and no other row
     temperature: float = 0.1,  # T, above 0
 ) -> Tensor:  # scalar >= 0, nats: log N when all embeddings are the same
-    "Symmetric InfoNCE within the batch: each photo finds its own sketch among all, and the reverse."
+    "Symmetric InfoNCE within the batch: each photo finds its own sketch, and the reverse."
     require_matrix(photo, "photo")
     require_matrix(sketch, "sketch", like=photo)
     if len(photo) < 2:

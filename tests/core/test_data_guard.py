@@ -62,7 +62,7 @@ def test_writing_and_other_files_stay_open(tmp_path):
         Image.new("L", (4, 4)).save(tmp_path / "sample.png")
         np.save(tmp_path / "sample.npy", np.zeros(3))
         torch.save({"a": 1}, tmp_path / "w.pth")
-        assert torch.load(tmp_path / "w.pth") == {"a": 1}
+        assert torch.load(tmp_path / "w.pth", weights_only=True) == {"a": 1}
 
 
 def test_an_allowed_folder_is_read_and_recorded(image, tmp_path):

@@ -234,7 +234,7 @@ def test_a_query_without_a_relevant_photo_has_no_ap(problem):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_ranks_as_the_cpu_does(problem):
     data = problem(5, queries=300, gallery=2000, ties=True)
-    there = [x.cuda() for x in data]
+    there = [x.to("cuda") for x in data]
     assert torch.equal(rank_topk(*there[:2], 50)[1].cpu(), rank_topk(*data[:2], 50)[1])
     torch.testing.assert_close(
         ranks_of(*there).average_precision().cpu(), ranks_of(*data).average_precision()

@@ -1,4 +1,4 @@
-"""README and guides are true: Python blocks run, commands and options exist, links lead to files."""
+"""README and guides: Python blocks run, commands and options exist, links lead to files."""
 
 import ast
 import json
@@ -8,23 +8,23 @@ import shutil
 import subprocess
 import sys
 from functools import cache
+from textwrap import dedent
 
 import pytest
 from conftest import ROOT
 
+from dfsbir.crossx.config import CrossXConfig
+
 SHELL = ("sh", "bash", "console")
 SHOWN = ("text", "json", "bibtex", "mermaid")  # blocks that are looked at, not run
-ANYWHERE = (
-    "cd",
-    "export",
-    "git",
-    "source",
-)  # commands of the shell, and what the README asks for beforehand
+ANYWHERE = ("cd", "export", "git", "source")  # of the shell, or asked for beforehand
 
 
 def blocks(text):
-    "(language, source) of every fenced block."
-    return re.findall(r"^```[ ]*(\S*)[^\n]*\n(.*?)^```[ ]*$", text, re.MULTILINE | re.DOTALL)
+    "(language, source) of every fenced block, of those in lists as well."
+    fence = r"^([ ]*)```[ ]*(\S*)[^\n]*\n(.*?)^\1```[ ]*$"
+    found = re.findall(fence, text, re.MULTILINE | re.DOTALL)
+    return [(language, dedent(source)) for _, language, source in found]
 
 
 def commands(source):
@@ -132,7 +132,7 @@ def command_faults(words):
 
 def inline_commands(text):
     "Commands that stand in a sentence or a table, as lists of words."
-    text = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(r"^[ ]*```.*?^[ ]*```", "", text, flags=re.MULTILINE | re.DOTALL)
     for source in re.findall(r"`((?:papermill|dfsbir|\./run|python) [^`]+)`", text):
         if not re.search(r"\b[A-Z]{3,}\b", source):  # a word in capitals stands for something
             yield from commands(source)
@@ -193,6 +193,21 @@ def test_command(line):
     assert not command_faults(shlex.split(line))
 
 
+def changes(text):
+    "The settings that `-p changes` is given somewhere in a text."
+    return [json.loads(words) for words in re.findall(r"-p\s+changes\s+'(\{[^']*\})'", text)]
+
+
+@pytest.mark.parametrize("name", TEXT)
+def test_changes_are_settings(name):
+    for change in changes(TEXT[name]):
+        CrossXConfig().changed(change)
+
+
+def test_some_page_shows_a_change():
+    assert any(changes(text) for text in TEXT.values())
+
+
 RUNNER = """
 import json, os, pathlib, sys
 for name, sources in json.load(sys.stdin).items():
@@ -228,7 +243,7 @@ def test_python_blocks_run_one_after_the_other(names, tmp_path, elsewhere):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_to_files(page):
     text = re.sub(
-        r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL
+        r"^[ ]*```.*?^[ ]*```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL
     )
     targets = re.findall(r"\]\(([^)\s]+)", text) + re.findall(r"(?:src|href)=\"([^\"]+)\"", text)
     lost = [
@@ -256,7 +271,7 @@ def test_wrong_commands_are_seen(line):
 
 def test_the_parser_of_blocks():
     text = "```sh\n$ git clone x && cd y  # why\nA=1 ./run job \\\n  -p seed 1\n```\n\n"
-    text += "```python\nx = 1\n```\n"
+    text += "- a list\n\n  ```python\n  x = 1\n  ```\n"
     assert [language for language, _ in blocks(text)] == ["sh", "python"]
     assert list(commands(blocks(text)[0][1])) == [
         ["git", "clone", "x"],

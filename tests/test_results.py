@@ -87,9 +87,8 @@ def test_every_marked_table_is_known():
 @pytest.mark.parametrize("table", TABLES, ids=lambda t: t[0])
 def test_the_pages_show_the_table_of_results(table):
     wanted = str(results_table(RESULTS, *table)).strip()
-    assert marked_tables()[table[0]].strip() == wanted, (
-        f"the table {table[0]} is not results_table({RESULTS.name!r}, {', '.join(map(repr, table))})"
-    )
+    arguments = ", ".join(map(repr, (RESULTS.name, *table)))
+    assert marked_tables()[table[0]].strip() == wanted, f"not results_table({arguments})"
 
 
 def test_the_readme_shows_the_headline():
@@ -175,11 +174,10 @@ def test_what_the_fine_grained_results_must_show(dataset):
     assert mean(of["full"]) >= 1.15 * mean(of["triplet"])
 
 
-@pytest.mark.parametrize(
-    "dataset, ratio", [("toy/unseen", 1.1), ("pacs5/unseen", 1.0)]
-)  # PACS's two classes are too few for more: see the ten pairs
+# PACS's two classes are too few for a higher ratio: see the ten pairs
+@pytest.mark.parametrize("dataset, ratio", [("toy/unseen", 1.1), ("pacs5/unseen", 1.0)])
 def test_what_the_unseen_classes_must_show(dataset, ratio):
-    "The space for open classes is above all that the teachers and the baselines have to say, on the toy set by a tenth at least."
+    "The preset `open` is above all embeddings of the teachers and all baselines."
     of = defaultdict(list)
     for row in read_results(RESULTS):
         if row["dataset"] == dataset and row["metric"] == "mAP@all":
@@ -195,7 +193,7 @@ def test_what_the_unseen_classes_must_show(dataset, ratio):
 
 
 def test_what_other_unseen_pairs_must_show():
-    "The same on ten pairs of PACS's classes on which nothing was chosen, in the mean over the pairs, with each of three seeds."
+    "The same in the mean over ten pairs of PACS's classes, on which nothing was chosen, per seed."
     of = defaultdict(dict)
     for row in read_results(RESULTS):
         if row["dataset"] == "pacs5-pairs/unseen" and row["metric"] == "mAP@all":

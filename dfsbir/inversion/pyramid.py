@@ -131,6 +131,10 @@ class BatchNormPrior:
         stats: list,  # per batch norm (mean (K,), variance (K,)) of this batch
     ) -> Tensor:  # scalar >= 0, relative units
         "The distance; its gradient flows into this batch alone."
+        with torch.autocast(stats[0][0].device.type, enabled=False):
+            return self._distance(stats)
+
+    def _distance(self, stats: list) -> Tensor:
         mean, var = (torch.cat(part) for part in zip(*stats))
         square = var + mean.square()
         self._current = mean.detach(), square.detach()

@@ -179,7 +179,8 @@ class ColdDistiller:
         self.steps = steps
         self.fabric = fabric or make_fabric("cpu")
         self.teachers = teachers
-        self.assignment = {m: class_map.assignment(m) for m in MODALITIES}
+        device = self.fabric.device
+        self.assignment = {m: class_map.assignment(m).to(device) for m in MODALITIES}
         self.steps_done = 0
         self.terms = TermLog()
         students = ColdStudents(photo, sketch)

@@ -1,0 +1,531 @@
+"""Students from random weights: our pairs against the baselines' and against real images.
+
+    python tests/benchmarks/cold_students.py --pacs ../shared/data/pacs --out runs/cold
+
+For each data set and seed: two teachers are trained, pictures are optimised against them, and
+students that share nothing with them learn from the pictures alone. The same students, with the
+same steps, learn from real training images (the ceiling), from Gaussian noise, from pictures with
+the teachers' batch-norm statistics and no class, from real images of other classes, and from
+pictures of two uni-modal estimators. Further arms leave out one thing at a time.
+
+Every arm appends its rows to OUT/DATA-SEED-PART.csv as it ends, and all that was measured to a
+file of the same name ending in .jsonl (views, pictures, accuracies); --merge puts them together. Runs
+side by side as processes (--jobs), each on one thread; they meet in files under OUT.
+"""
+
+import argparse
+import csv
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+from torchvision.utils import save_image
+
+from dfsbir.baselines import AveragingWeights, GaussianPairs
+from dfsbir.core.device import make_fabric, seed_everything
+from dfsbir.core.types import MODALITIES, PairBatch
+from dfsbir.crossx.build import build_cold_distiller
+from dfsbir.crossx.config import CrossXConfig
+from dfsbir.crossx.pairs import PyramidPairs
+from dfsbir.data.folders import read_folder
+from dfsbir.data.toy import toy_pairs
+from dfsbir.data.toy_shapes import TOY_HELD_OUT
+from dfsbir.evaluation.report import evaluate_retrieval
+from dfsbir.evaluation.results import append_results
+from dfsbir.evaluation.retrieval import chance_ap, embed
+from dfsbir.inversion.pyramid import as_floats
+from dfsbir.teachers.class_map import align_classes
+from dfsbir.teachers.embeddings import teacher_embeddings
+from dfsbir.teachers.loading import load_teacher
+from dfsbir.teachers.training import accuracy, train_teacher
+
+PHOTO, SKETCH = MODALITIES
+METRICS = ("mAP@all", "Prec@100", "Prec@200")
+
+
+def to_bytes(pairs: PairBatch) -> PairBatch:
+    "Pairs with images as bytes, so that thousands stay on the device."
+    images = ((pairs.of(m) * 255).round().byte() for m in MODALITIES)
+    return PairBatch(*images, pairs.label)
+
+
+@dataclass
+class World:
+    "One data set, one seed: images, teachers, and where results go."
+
+    args: argparse.Namespace
+    data: str  # "toy" or "pacs"
+    seed: int
+    part: str  # of the arms
+    began: float
+    fabric: object = None
+    train: dict = field(default_factory=dict)
+    test: dict = field(default_factory=dict)
+    teachers: dict = field(default_factory=dict)
+    class_map: object = None
+
+    @property
+    def home(self) -> Path:
+        "The folder that the processes of this data set and seed share."
+        return Path(self.args.out) / f"{self.data}-{self.seed}"
+
+    def left(self) -> float:
+        "Seconds until nothing new is begun."
+        return self.args.budget - (time.time() - self.began)
+
+    def say(self, text):
+        print(f"{time.time() - self.began:5.0f} s  {self.data} {self.seed} {self.part}: {text}")
+
+    def row(self, method, variant, metrics, seconds):
+        "Appends an arm's numbers to this process's files: all as JSON, metrics as rows of results."
+        name = Path(self.args.out) / f"{self.data}-{self.seed}-{self.part}"
+        line = {"dataset": self.data, "seed": self.seed, "method": method, "variant": variant}
+        line |= {"seconds": round(seconds, 1), **metrics}
+        with open(f"{name}.jsonl", "a") as f:
+            f.write(json.dumps(line) + "\n")
+        rows = [
+            {
+                "dataset": self.data,
+                "method": method,
+                "variant": variant,
+                "seed": self.seed,
+                "metric": metric,
+                "value": value,
+                "seconds": seconds,
+                "device": self.args.name,
+                "run_id": f"cold-{self.data}-{self.seed}-{self.args.stamp}",
+            }
+            for metric, value in metrics.items()
+            if metric in METRICS
+        ]
+        if rows:
+            append_results(f"{name}.csv", rows)
+
+
+def read_images(world: World):
+    "Training and test images of both modalities."
+    size = world.args.size
+    if world.data == "toy":
+        world.train = dict(zip(MODALITIES, toy_pairs(world.args.toy_images, size, seed=world.seed)))
+        world.test = dict(zip(MODALITIES, toy_pairs(300, size, split="test")))
+        return
+    root = Path(world.args.pacs)
+    for split, found in (("train", world.train), ("test", world.test)):
+        for m in MODALITIES:
+            found[m] = read_folder(root / split / m.value, m, size)
+
+
+def make_teachers(world: World):
+    "Trains the two teachers, or waits for the process that does."
+    folder = world.home / "teachers"
+    if world.part in ("main", "all"):
+        epochs = {"toy": {PHOTO: 30, SKETCH: 30}, "pacs": {PHOTO: 90, SKETCH: 45}}[world.data]
+        for m in MODALITIES:
+            teacher = train_teacher(
+                world.train[m],
+                net=f"dfsbir/{world.args.teacher_net}",
+                epochs=max(1, round(epochs[m] * world.args.epochs)),
+                batch_size=64,
+                seed=world.seed + 1000 * (m is SKETCH),
+                fabric=world.fabric,
+                progress=False,
+                out=folder / f"{m}.safetensors.part",
+            )
+            (folder / f"{m}.safetensors.part").rename(folder / f"{m}.safetensors")
+            right = accuracy(teacher, world.test[m])[0]
+            world.row(f"{m}-teacher", "cold", {"accuracy": right}, time.time() - world.began)
+            world.say(f"{m} teacher {right:.3f} right")
+    for m in MODALITIES:
+        wait_for(world, folder / f"{m}.safetensors")
+        world.teachers[m] = load_teacher(folder / f"{m}.safetensors").to(world.fabric.device)
+    world.class_map = align_classes(*(world.teachers[m].classes for m in MODALITIES))
+
+
+def wait_for(world: World, path: Path):
+    "Until another process has written a file."
+    while not path.exists():
+        if world.left() < 0:
+            raise SystemExit(f"{path} did not come in time")
+        time.sleep(0.5)
+
+
+def config_of(world: World, **changes) -> CrossXConfig:
+    "The preset at this study's size."
+    args = world.args
+    toy = world.data == "toy"
+    return CrossXConfig.preset(
+        "cold",
+        {
+            "seed": world.seed,
+            "pairs.photo.size": args.size,
+            "pairs.sketch.size": args.size,
+            "pairs.steps": args.picture_steps,
+            "pairs.batch": args.picture_batch,
+            "pairs.snapshots": [0.6, 1.0],
+            "schedule.new_pairs": args.pictures // (4 if toy else 1),
+            "schedule.distill_steps": args.steps // (2 if toy else 1),
+            "students.batch": args.batch,
+            "students.net": f"dfsbir/{args.teacher_net}",
+        },
+        changes,
+    )
+
+
+def make_pictures(world: World, name: str, config: CrossXConfig, students=None) -> PairBatch:
+    "Optimised pairs, as bytes on the device; kept as a file for other processes."
+    path, begun = world.home / f"{name}.pt", time.time()
+    estimator = PyramidPairs(
+        config.pairs,
+        world.teachers,
+        world.class_map,
+        world.fabric,
+        config.seed,
+        students=students,
+    )
+    estimator.synthesize(config.pairs.steps_for(config.schedule.new_pairs), show=1)
+    pairs = to_bytes(estimator.sample(estimator.waiting()))
+    world.say(f"{len(pairs)} pairs {name} in {time.time() - begun:.0f} s {estimator.terms.log()}")
+    part = path.with_suffix(".part")
+    torch.save(vars(pairs.to("cpu")), part)
+    part.rename(path)
+    return pairs
+
+
+def load_pictures(world: World, name: str) -> PairBatch:
+    "The pairs of another process, once they are there."
+    path = world.home / f"{name}.pt"
+    wait_for(world, path)
+    return PairBatch(**torch.load(path, weights_only=True)).to(world.fabric.device)
+
+
+def real_pairs(world: World, images: dict, n: int) -> PairBatch:
+    "Real photos and sketches, paired at random by class, as bytes on the device."
+    random = torch.Generator().manual_seed(world.seed)
+    label = torch.arange(n) % len(images[PHOTO].classes)
+    chosen = []
+    for m in MODALITIES:
+        of = {k: (images[m].labels == k).nonzero()[:, 0] for k in label.unique().tolist()}
+        at = [of[k][torch.randint(len(of[k]), (), generator=random)] for k in label.tolist()]
+        chosen.append(images[m].take(torch.stack(at)).images())
+    return to_bytes(PairBatch(*chosen, label)).to(world.fabric.device)
+
+
+def teach(world: World, method, variant, config, draw, pictures=0, source_seconds=0.0):
+    """Students of a config on pairs that `draw(n)` gives, measured, with the seconds they took.
+
+    Returns the distiller, for an adversary and for the curve over views.
+    """
+    seed_everything(config.seed)
+    begun = time.time()
+    distiller = build_cold_distiller(world.teachers, world.class_map, config, world.fabric)
+    steps = config.plan().count("distill")
+    curve = {}
+    for step in range(1, steps + 1):
+        distiller.step(draw(config.students.batch))
+        if variant == "cold" and step in {steps // 16, steps // 4, steps // 2}:
+            curve[step * config.students.batch] = measure(world, distiller.encoders())["mAP@all"]
+    seconds = time.time() - begun + source_seconds
+    metrics = measure(world, distiller.encoders())
+    metrics |= {f"mAP@all after {v} views": value for v, value in curve.items()}
+    views = steps * config.students.batch
+    metrics |= {"views": views, "pictures": pictures}
+    world.row(method, variant, metrics, seconds)
+    world.say(f"{method} [{variant}] mAP {metrics['mAP@all']:.3f}, {seconds:.0f} s")
+    return distiller
+
+
+def measure(world: World, encoders: dict) -> dict[str, float]:
+    "Metrics of test sketches against test photos."
+    found = {m: embed(encoders[m], world.test[m], fabric=world.fabric) for m in MODALITIES}
+    labels = [world.test[m].labels for m in (SKETCH, PHOTO)]
+    metrics = evaluate_retrieval(found[SKETCH], found[PHOTO], *labels).metrics
+    return {name: metrics[name] for name in METRICS}
+
+
+def sampler(world: World, pairs: PairBatch):
+    "A function that draws n of the pairs, on the device."
+    random = torch.Generator(world.fabric.device).manual_seed(world.seed)
+
+    def draw(n):
+        at = torch.randint(len(pairs), (n,), generator=random, device=world.fabric.device)
+        return as_floats(pairs[at])
+
+    return draw
+
+
+def measure_teachers(world: World):
+    "Rows of what the teachers alone offer, and of a random order."
+    begun = time.time()
+    found, _ = teacher_embeddings(
+        world.teachers, world.class_map, world.test[PHOTO], world.test[SKETCH], world.fabric
+    )
+    labels = [world.test[m].labels for m in (SKETCH, PHOTO)]
+    for (method, variant), both in found.items():
+        metrics = evaluate_retrieval(both[SKETCH], both[PHOTO], *labels).metrics
+        metrics = {name: metrics[name] for name in METRICS}
+        name = f"cold {variant}".strip()
+        world.row(method, name, metrics, time.time() - begun)
+        world.say(f"{method} [{name}] mAP {metrics['mAP@all']:.3f}")
+    counts = torch.bincount(labels[1], minlength=int(labels[0].max()) + 1)
+    floor = chance_ap(counts[labels[0]], len(labels[1])).mean().item()
+    world.row("random", "cold", {"mAP@all": floor}, 0.0)
+    average = AveragingWeights(*world.teachers.values(), config_of(world)).fit()
+    world.row("averaging-weights", "cold", measure(world, average), 0.0)
+
+
+def verify(world: World, pairs: PairBatch, name: str):
+    "What nets that were trained apart on the real data say of the pictures; a sheet of them."
+    for m in MODALITIES:
+        judge = train_teacher(
+            world.train[m],
+            net=f"dfsbir/{world.args.teacher_net}",
+            epochs=max(1, round(30 * world.args.epochs)),
+            batch_size=64,
+            seed=world.seed + 500,
+            fabric=world.fabric,
+            progress=False,
+        ).to(world.fabric.device)
+        images, labels = as_floats(pairs[:1024]).of(m), pairs.label[:1024]
+        with torch.no_grad():
+            says = torch.cat([judge(x, bn=False).logits for x in images.split(256)]).argmax(1)
+        share = (says == labels).float().mean().item()
+        world.row("verifier", f"cold {m}", {"recognised": share}, 0.0)
+        world.say(f"verifier recognises {share:.3f} of the {m} pictures ({name})")
+        shown = torch.cat([images[labels == k][:8] for k in range(len(world.class_map.classes))])
+        path = Path(world.args.out) / f"sheet-{world.data}-{m}.png"
+        save_image(shown.cpu(), path, nrow=8, padding=1, pad_value=1.0)
+
+
+# The arms
+
+
+def main_arms(world: World):
+    "Ours, the ceiling, and both with a smaller net of another architecture."
+    config = config_of(world)
+    measure_teachers(world)
+    begun = time.time()
+    pairs = make_pictures(world, "ours", config)
+    made, n = time.time() - begun, len(pairs)
+    teach(world, "crossx-dfsbir", "cold", config, sampler(world, pairs), n, made)
+    real = real_pairs(world, world.train, 8192)
+    teach(world, "data-dependent", "cold", config, sampler(world, real), len(real))
+    small = config_of(world, **{"students.net": "dfsbir/plain"})
+    teach(world, "crossx-dfsbir", "cold, plain", small, sampler(world, pairs), n, made)
+    teach(world, "data-dependent", "cold, plain", small, sampler(world, real), len(real))
+    if world.seed == 0:
+        verify(world, pairs, "ours")
+    if world.left() > 60:
+        shared = config_of(world, **{"students.shared": True})
+        teach(world, "crossx-dfsbir", "cold, shared", shared, sampler(world, pairs), n, made)
+
+
+def uni_modal_arm(world: World):
+    config = config_of(world, **{"pairs.loss.align": 0.0})
+    begun = time.time()
+    pairs = make_pictures(world, "uni-modal", config)
+    made = time.time() - begun
+    teach(world, "uni-modal", "cold", config, sampler(world, pairs), len(pairs), made)
+
+
+def meta_data_arm(world: World):
+    changes = {"pairs.loss.align": 0.0, "pairs.loss.class_": 0.0}
+    wanted = config_of(world).schedule.new_pairs // 4
+    config = config_of(world, **changes, **{"schedule.new_pairs": wanted})
+    begun = time.time()
+    pairs = make_pictures(world, "meta-data", config)
+    made = time.time() - begun
+    teach(world, "meta-data", "cold", config, sampler(world, pairs), len(pairs), made)
+
+
+def gaussian_arm(world: World):
+    source = GaussianPairs(world.teachers, world.class_map, world.fabric, world.seed)
+    pairs = PairBatch.cat([to_bytes(source.sample(256)) for _ in range(8)])
+    teach(world, "gaussian-prior", "cold", config_of(world), sampler(world, pairs), len(pairs))
+
+
+def alternative_arm(world: World):
+    "Real images of other classes: the toy set's held-out ones, for PACS all fifteen."
+    classes = TOY_HELD_OUT if world.data == "toy" else None
+    images = toy_pairs(500, world.args.size, seed=world.seed, classes=classes)
+    pairs = real_pairs(world, dict(zip(MODALITIES, images)), 4096)
+    teach(world, "alternative-data", "cold", config_of(world), sampler(world, pairs), len(pairs))
+
+
+STUDENT_ARMS = {
+    "T 1": {"students.distill_temperature": 1.0},
+    "T 10": {"students.distill_temperature": 10.0},
+    "no blends": {"students.blend": 0.0},
+    "not the same view": {"students.same_view": False},
+    "no weight average": {"students.ema_decay": 0.0},
+    "proxies too": {"students.proxy_anchor": 0.1},
+}
+PICTURE_ARMS = {
+    "no batch-norm prior": {"pairs.photo.bn": [0.0, 0.0], "pairs.sketch.bn": [0.0, 0.0]},
+    "one kind of pictures": {
+        f"pairs.{m}.{k}": v
+        for m in MODALITIES
+        for k, v in (("bn", [5.0, 5.0]), ("between", [0.0, 0.0]), ("crop", [1.0, 1.0]))
+    },
+}
+
+
+def ablation_arms(world: World):
+    "One thing at a time, at half the views, all against the first line."
+    half = config_of(world).schedule.distill_steps // 2
+    pairs = load_pictures(world, "ours")
+
+    def arm(name, changes, draw, n):
+        if world.left() > 45:
+            config = config_of(world, **changes, **{"schedule.distill_steps": half})
+            teach(world, "crossx-dfsbir", f"cold half, {name}", config, draw, n)
+
+    arm("as it is", {}, sampler(world, pairs), len(pairs))
+    for share in (4, 16):
+        few = pairs[: len(pairs) // share]
+        arm(f"1/{share} of the pictures", {}, sampler(world, few), len(few))
+    for name, changes in STUDENT_ARMS.items():
+        arm(name, changes, sampler(world, pairs), len(pairs))
+    wanted = config_of(world).schedule.new_pairs // 4
+    for name, changes in PICTURE_ARMS.items():
+        if world.left() > 100:
+            config = config_of(world, **changes, **{"schedule.new_pairs": wanted})
+            own = make_pictures(world, name.replace(" ", "-"), config)
+            arm(f"{name}, 1/4 of the pictures", {}, sampler(world, own), len(own))
+    if world.left() > 130:
+        adversary_arm(world, pairs, half, wanted, arm)
+
+
+def adversary_arm(world: World, pairs, half, wanted, arm):
+    "Half of a quarter of the pictures made against students of the other half."
+    first = pairs[: wanted // 2]
+    config = config_of(world, **{"schedule.distill_steps": half // 2})
+    seed_everything(config.seed)
+    rival = build_cold_distiller(world.teachers, world.class_map, config, world.fabric)
+    draw = sampler(world, first)
+    for _ in range(half // 2):
+        rival.step(draw(config.students.batch))
+    changes = {"pairs.loss.adversarial": 1.0, "schedule.new_pairs": wanted // 2}
+    config = config_of(world, **changes).changed({"seed": world.seed + 77})
+    second = make_pictures(world, "adversarial", config, rival.predict_logits)
+    both = PairBatch.cat([first, second.to(world.fabric.device)])
+    arm("adversarial, 1/4 of the pictures", {}, sampler(world, both), len(both))
+
+
+PARTS = {
+    "main": (main_arms,),
+    "uni-modal": (uni_modal_arm, gaussian_arm),
+    "others": (alternative_arm, meta_data_arm),
+    "ablation": (ablation_arms,),
+    "all": (main_arms, uni_modal_arm, gaussian_arm, alternative_arm, meta_data_arm),
+}
+
+
+def work(args, data, seed, part):
+    "One process: one part of one data set and seed."
+    world = World(args, data, seed, part, args.began or time.time())
+    torch.set_float32_matmul_precision("high")
+    world.fabric = make_fabric(args.device, args.precision)
+    (world.home / "teachers").mkdir(parents=True, exist_ok=True)
+    read_images(world)
+    make_teachers(world)
+    for arm in PARTS[part]:
+        if world.left() < 40:
+            world.say(f"no time for {arm.__name__}")
+            continue
+        arm(world)
+    world.say("done")
+
+
+def merge(out: Path):
+    "OUT/results.csv from the files of all processes, and a table of means."
+    rows = []
+    for path in sorted(out.glob("*-*-*.csv")):
+        with open(path, newline="") as f:
+            rows += list(csv.DictReader(f))
+    with open(out / "results.csv", "w", newline="") as f:
+        writer = csv.DictWriter(f, rows[0].keys(), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    print_means(out)
+
+
+def print_means(out: Path):
+    "A line for each arm: the mean over seeds, and each of them."
+    table = {}
+    for path in sorted(out.glob("*-*-*.jsonl")):
+        for r in map(json.loads, path.read_text().splitlines()):
+            for name in ("mAP@all", "recognised", "accuracy"):
+                if name in r:
+                    table.setdefault((r["dataset"], r["method"], r["variant"]), []).append(r[name])
+    for key, values in sorted(table.items()):
+        mean = sum(values) / len(values)
+        print(f"{' '.join(key):60s} {mean:.3f}  {' '.join(f'{v:.3f}' for v in values)}")
+
+
+def parse():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("--out", default="runs/cold", help="folder of results")
+    add("--pacs", default="../shared/data/pacs", help="folder of PACS")
+    add("--device", default="auto")
+    add("--precision", default="bf16-mixed")
+    add(
+        "--jobs",
+        default="pacs:main pacs:uni-modal pacs:others toy:all",
+        help="DATA:PART, with spaces between",
+    )
+    add("--ablation-seeds", type=int, nargs="*", default=[])
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    add("--size", type=int, default=64, help="side of all images, px")
+    add("--teacher-net", default="medium", help="net of teachers and students")
+    add("--toy-images", type=int, default=1000)
+    add("--epochs", type=float, default=1.0, help="factor on the teachers' epochs")
+    add("--pictures", type=int, default=4096, help="kept on PACS; a quarter on the toy set")
+    add("--picture-steps", type=int, default=120)
+    add("--picture-batch", type=int, default=256)
+    add("--steps", type=int, default=700, help="student steps on PACS; half of it on the toy set")
+    add("--batch", type=int, default=256)
+    add("--budget", type=float, default=1e9, help="seconds after which no arm is begun")
+    add("--merge", action="store_true", help="only put the results together")
+    add("--one", default="", help=argparse.SUPPRESS)
+    add("--began", type=float, default=0.0, help=argparse.SUPPRESS)
+    add("--stamp", default="", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main():
+    args = parse()
+    out = Path(args.out)
+    on_gpu = torch.cuda.is_available() and args.device != "cpu"
+    args.name = torch.cuda.get_device_name() if on_gpu else "cpu"
+    if args.merge:
+        return merge(out)
+    if args.one:
+        data, seed, part = args.one.split(":")
+        return work(args, data, int(seed), part)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "config.json").write_text(json.dumps(vars(args), indent=1))
+    began, stamp = time.time(), time.strftime("%Y%m%d-%H%M%S")
+    jobs = [tuple(job.split(":")) for job in args.jobs.split()]
+    wanted = [(data, seed, part) for data, part in jobs for seed in args.seeds]
+    wanted += [("pacs", seed, "ablation") for seed in args.ablation_seeds]
+    running = []
+    for data, seed, part in wanted:
+        log = open(out / f"{data}-{seed}-{part}.log", "w")  # noqa: SIM115
+        line = [sys.executable, *sys.argv, "--one", f"{data}:{seed}:{part}"]
+        line += ["--began", str(began), "--stamp", stamp]
+        running.append(subprocess.Popen(line, stdout=log, stderr=subprocess.STDOUT))
+    failed = [job for job, child in zip(wanted, running) if child.wait()]
+    merge(out)
+    print(f"{time.time() - began:.0f} s in all; failed: {failed or 'none'}")
+
+
+if __name__ == "__main__":
+    main()

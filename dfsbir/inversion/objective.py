@@ -56,6 +56,7 @@ class EstimatorLoss:
         self.teachers, self.class_map = teachers, class_map
         self.guide, self.students = guide, students
         self.symmetric, self.shift, self.bn = symmetric, shift, bn
+        self._assignments = {}  # of the class map, on the teachers' device
 
     def __call__(
         self,
@@ -64,7 +65,7 @@ class EstimatorLoss:
     ) -> dict[str, Callable]:  # of scalars; a term whose function is not called costs nothing
         "The terms as functions without arguments, for `WeightedLoss`."
         output = cache(lambda m: self.teachers[m](self._random_roll(batch.of(m)), bn=self.bn))
-        shared = cache(lambda m: shared_logits(output(m).logits, self.class_map.assignment(m)))
+        shared = cache(lambda m: self._shared_logits(output(m).logits, m))
 
         def both(loss):
             "A function of a modality, summed over both."
@@ -89,8 +90,16 @@ class EstimatorLoss:
             "diversity": both(diversity),
         }
 
+    def _shared_logits(self, logits, modality):
+        "Scores of the shared classes; the class map is copied to the device once."
+        assignment = self._assignments.get(modality)
+        if assignment is None or assignment.device != logits.device:
+            assignment = self.class_map.assignment(modality).to(logits.device)
+            self._assignments[modality] = assignment
+        return shared_logits(logits, assignment)
+
     def _random_roll(self, x):
-        "All images shifted by the same few pixels, with wrap-around, as in DeepInversion."
+        "All images shifted by the same few pixels, drawn on the CPU, as in DeepInversion."
         k = round(self.shift * x.shape[-1])
         if not k:
             return x

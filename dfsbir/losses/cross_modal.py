@@ -53,7 +53,9 @@ def modality_loss(
         raise ValueError("no scores given: modality_loss needs at least one image")
     if isinstance(target, str):
         target = float(Modality(target) is Modality.SKETCH)
-    target = torch.as_tensor(target, dtype=logits.dtype, device=logits.device)
+    if not isinstance(target, Tensor):
+        target = logits.new_full((), float(target))  # made on the device
+    target = target.to(logits)
     return F.binary_cross_entropy_with_logits(logits.flatten(), target.expand(logits.numel()))
 
 # %% ../../nbs/03_losses/02_cross_modal.ipynb #0344d130

@@ -8,6 +8,7 @@ __all__ = ['DAFL_WEIGHTS', 'one_hot_loss', 'class_balance_loss', 'activation_los
 
 # %% ../../nbs/03_losses/01_inversion.ipynb #987d8e5c
 import math
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -52,6 +53,13 @@ DAFL_WEIGHTS = {  # of the authors' code, per modality
 }
 
 # %% ../../nbs/03_losses/01_inversion.ipynb #9940b7ea
+@cache
+def _layer_membership(widths: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    "(layers, all channels): 1 where the channel is of the layer."
+    layer = torch.repeat_interleave(torch.tensor(widths))
+    return F.one_hot(layer, len(widths)).T.to(dtype).to(device)
+
+
 @full_precision
 def bn_prior_loss(
     stats: list,  # per BN layer (mean, var) of this batch's input to it, each (C_l,)
@@ -72,17 +80,22 @@ def bn_prior_loss(
             f"statistics of {len(stats)} layers but targets of {len(targets)}: "
             "take both from the same teacher"
         )
-    total = 0.0
-    for (mean, var), (target_mean, target_var) in zip(stats, targets):
+    for (mean, _), (target_mean, _) in zip(stats, targets):
         if mean.shape != target_mean.shape:
             raise ValueError(
                 f"a layer has {tuple(mean.shape)} channels but its target "
                 f"{tuple(target_mean.shape)}: take both from the same teacher"
             )
-        unit = target_var.clamp_min(eps)
-        total = total + (mean - target_mean).norm() / unit.sum().sqrt()
-        total = total + (var - target_var).norm() / unit.norm()
-    return total / len(stats)
+    # the channels of all layers in a row: a matrix product sums over those of each layer
+    mean, var = (torch.cat(part) for part in zip(*stats))
+    target_mean, target_var = (torch.cat(part) for part in zip(*targets))
+    distance = torch.stack([mean - target_mean, var - target_var], 1).square()
+    unit = target_var.clamp_min(eps)
+    unit = torch.stack([unit, unit.square()], 1)
+    widths = tuple(len(mean) for mean, _ in stats)
+    membership = _layer_membership(widths, mean.device, mean.dtype)
+    ratio = (membership @ distance) / (membership @ unit)
+    return ratio.clamp_min(1e-30).sqrt().sum() / len(stats)  # no infinite slope at 0
 
 # %% ../../nbs/03_losses/01_inversion.ipynb #0ae5dffa
 @full_precision
@@ -105,7 +118,10 @@ def diversity_loss(
     label: Tensor,  # (N,) long, class of each image; some class must occur twice
     scale: float = 0.1,  # ratio of distances (of x per of noise) at which the loss is 1/e
 ) -> Tensor:  # scalar in [0,1]: 1 when each class has collapsed to one image
-    "Closeness of two images of a class relative to their noises (after Mao et al. 2019), bounded."
+    """Closeness of two images of a class relative to their noises (after Mao et al. 2019), bounded.
+
+    Without two images of a class: ValueError on the CPU, NaN on a device, which is not waited for.
+    """
     require_matrix(noise, "noise")
     if len(x) != len(noise) or tuple(label.shape) != (len(noise),):
         raise ValueError(
@@ -116,10 +132,11 @@ def diversity_loss(
     i, j = order[:-1], order[1:]
     apart = (noise[i] - noise[j]).abs().mean(1)
     keep = (label[i] == label[j]) & (apart > 1e-6)
-    if not keep.any():
+    if keep.device.type == "cpu" and not keep.any():
         raise ValueError(
             f"no class occurs with two different noises among {len(label)} images: "
             "draw each class at least twice per batch"
         )
-    i, j, apart = i[keep], j[keep], apart[keep]
-    return torch.exp(-(x[i] - x[j]).flatten(1).abs().mean(1) / (scale * apart)).mean()
+    distance = (x[i] - x[j]).flatten(1).abs().mean(1)
+    closeness = torch.exp(-distance / (scale * apart.clamp_min(1e-6)))
+    return (closeness * keep).sum() / keep.sum()

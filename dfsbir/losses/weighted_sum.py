@@ -30,8 +30,10 @@ class WeightedLoss:
                 "(the sign of a term is part of its loss)"
             )
         self.weights = {name: float(weight) for name, weight in weights.items()}
-        self.last = {}  # name -> value of each term in the last call, unweighted
-        self.total = None  # the weighted sum in the last call
+        self._names = []  # of the terms in the last call, and "total"
+        self._values = None  # theirs, unweighted, where they were computed
+        self._broken = None  # NaN for each that was not finite since the last reading, else 0
+        self._read = {}  # name -> value, as it was read
 
     @property
     def on(self) -> list[str]:
@@ -64,22 +66,50 @@ class WeightedLoss:
     ) -> Tensor:  # scalar, the weighted sum, with its gradient
         """Weighted sum of the terms that are on; the others are not called.
 
-        Raises KeyError on unknown or missing terms, NonFiniteTerm on NaN or infinity, ValueError
-        where all weights are 0.
+        Raises KeyError on unknown or missing terms, ValueError where all weights are 0, and
+        NonFiniteTerm on NaN or infinity: at once on the CPU, on a device when the values are read.
         """
         self._require_known(terms)
         values = {name: terms[name]() for name in self.on}
         total = sum(self.weights[name] * value for name, value in values.items())
         scalars = [value.detach().float() for value in (*values.values(), total)]
-        *last, self.total = torch.stack(scalars).tolist()  # waits for the device once
-        self.last = dict(zip(values, last))
-        broken = {name: value for name, value in self.last.items() if not math.isfinite(value)}
-        if broken or not math.isfinite(self.total):
-            raise NonFiniteTerm(
-                f"{broken or {'total': self.total}}: look at this term's inputs, lower its weight "
-                f"or the learning rate; all terms: {self.last}"
-            )
+        self._names = [*values, "total"]
+        self._values = torch.stack(scalars)
+        broken = 0 * self._values
+        self._broken = broken if self._broken is None else self._broken + broken
+        if total.device.type == "cpu":
+            self.read()
         return total
+
+    def read(self) -> dict[str, float]:
+        """The terms of the last call, unweighted, and their weighted sum as `total`.
+
+        Waits for a device once. Raises NonFiniteTerm if a value was NaN or infinite since the
+        last reading.
+        """
+        if self._values is None:
+            return self._read
+        values, broken = torch.stack([self._values, self._broken]).tolist()
+        self._read = dict(zip(self._names, values))
+        self._values = self._broken = None
+        bad = {k: v for (k, v), b in zip(self._read.items(), broken) if not math.isfinite(b)}
+        if bad:
+            named = {k: v for k, v in bad.items() if k != "total"} or bad
+            raise NonFiniteTerm(
+                f"{named}: look at this term's inputs, lower its weight or the learning rate; "
+                f"all terms: {self._read}"
+            )
+        return self._read
+
+    @property
+    def last(self) -> dict[str, float]:
+        "The terms of the last call, unweighted."
+        return {name: value for name, value in self.read().items() if name != "total"}
+
+    @property
+    def total(self) -> float | None:
+        "The weighted sum of the last call."
+        return self.read().get("total")
 
     @property
     def weighted(self) -> dict[str, float]:
@@ -91,17 +121,16 @@ class WeightedLoss:
         prefix: str = "",  # put before every name, for instance "photo/"
     ) -> dict[str, float]:  # each term unweighted, and the total
         "The last call as one line of a log; empty before the first."
-        if not self.last:
-            return {}
-        return {prefix + name: value for name, value in {**self.last, "total": self.total}.items()}
+        return {prefix + name: value for name, value in self.read().items()}
 
     def _repr_markdown_(self):
         lines = ["| term | weight | last value | weighted |", "|---|---|---|---|"]
+        last = self.last
         for name, weight in self.weights.items():
             values = "| |"
-            if name in self.last:
-                values = f"{self.last[name]:.4f} | {weight * self.last[name]:.4f} |"
+            if name in last:
+                values = f"{last[name]:.4f} | {weight * last[name]:.4f} |"
             lines.append(f"| {name} | {weight:g} | {values}")
-        if self.last:
+        if last:
             lines.append(f"| **total** | | | {self.total:.4f} |")
         return "\n".join(lines)

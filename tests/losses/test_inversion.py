@@ -56,6 +56,9 @@ def test_class_balance_refuses_logits(scores):
 # ---- batch-norm statistics
 
 
+SIZES = ((4, 1), (64, 30), (1, 0.1), (17, 5))  # channels and scale of some layers
+
+
 def layer(channels, scale):
     return scale * torch.randn(channels), scale**2 * (torch.rand(channels) + 0.5)
 
@@ -67,6 +70,18 @@ def test_bn_prior_counts_layers_alike_whatever_their_width_and_scale():
     assert bn_prior_loss([a, b], [A, B]).item() == pytest.approx(sum(alone) / 2, rel=1e-5)
     wide = bn_prior_loss([tuple(x.repeat(8) for x in a)], [tuple(x.repeat(8) for x in A)])
     assert wide.item() == pytest.approx(alone[0], rel=1e-5)
+
+
+def test_bn_prior_equals_the_loop_over_layers():
+    torch.manual_seed(0)
+    stats, targets = ([layer(n, scale) for n, scale in SIZES] for _ in range(2))
+    expected = 0.0
+    for (mean, var), (target_mean, target_var) in zip(stats, targets):
+        unit = target_var.clamp_min(1e-5)
+        expected += (mean - target_mean).norm() / unit.sum().sqrt()
+        expected += (var - target_var).norm() / unit.norm()
+    found = bn_prior_loss(stats, targets)
+    assert found.item() == pytest.approx(expected.item() / len(SIZES), rel=1e-6)
 
 
 def test_bn_prior_moves_the_input_of_a_real_network():

@@ -64,3 +64,24 @@ def test_senseless_weights_are_refused(weight):
 def test_nothing_to_minimise_is_an_error():
     with pytest.raises(ValueError, match="align"):
         WeightedLoss({"align": 0.0})({})
+
+
+def test_on_a_device_values_are_read_when_they_are_asked_for():
+    "The sum waits for nothing; a value that was not finite in between is named at the reading."
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device: on the CPU values are read at once")
+
+    def on_device(value):
+        return lambda: torch.full((), value, device="cuda")
+
+    loss = WeightedLoss({"a": 2.0, "b": 1.0})
+    mode = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        loss({"a": on_device(1.0), "b": on_device(math.nan)})
+        loss({"a": on_device(1.5), "b": on_device(2.0)})
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
+    with pytest.raises(NonFiniteTerm, match="'b'"):
+        loss.log()
+    assert loss.log() == {"a": 1.5, "b": 2.0, "total": 5.0}

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-# %% ../../nbs/02_evaluation/00_retrieval.ipynb #287906b9
+# %% ../../nbs/02_evaluation/00_retrieval.ipynb #4d56c837
 CHUNK_SCORES = 2**22  # scores held at once, at most: 16 MB, and about 200 MB with all made of them
 
 
@@ -50,7 +50,7 @@ def _first_equal_row(
     )
     weights = weights.to(x.device)
     rows = x.split(max(1, 2**22 // x.shape[1]))
-    bits = ((part + 0.0).view(torch.int32) for part in rows)  # + 0.0 makes -0 and 0 one
+    bits = ((part + 0.0).view(torch.int32) for part in rows)  # + 0.0 turns -0 into 0
     hashes = torch.cat([(part * weights).sum(1) for part in bits])
     distinct, group = hashes.unique(return_inverse=True)
     if len(distinct) == len(x):
@@ -306,7 +306,7 @@ def accuracy_at(
     above, tied = torch.cat(above), torch.cat(tied)
     return {f"Acc@{k}": ((k - above) / tied.double()).clamp(0, 1).mean().item() for k in ks}
 
-# %% ../../nbs/02_evaluation/00_retrieval.ipynb #d2a8476f
+# %% ../../nbs/02_evaluation/00_retrieval.ipynb #a6649466
 def _device_of(encoder):
     "Where the parameters or buffers of a module lie; the CPU for anything else."
     if isinstance(encoder, nn.Module):
@@ -331,10 +331,11 @@ def embed(
     else:
         batches = (images for images, *_ in DataLoader(data, batch_size))
     module = encoder if isinstance(encoder, nn.Module) else nn.Module()
-    was_training = module.training
+    was_training = {part: part.training for part in module.modules()}
     module.eval()
     try:
         with fabric.autocast() if fabric else torch.autocast(device.type, enabled=False):
             return torch.cat([encoder(images.to(device)).float().cpu() for images in batches])
     finally:
-        module.train(was_training)
+        for part, mode in was_training.items():
+            part.training = mode

@@ -329,7 +329,7 @@ def test_embed_leaves_the_encoder_as_it_was_and_keeps_the_order():
     net.drop.eval()
     before = {name: value.clone() for name, value in net.state_dict().items()}
     vectors = embed(net, x, batch_size=4)
-    assert net.training and vectors.dtype == torch.float32
+    assert net.training and not net.drop.training and vectors.dtype == torch.float32
     assert not vectors.requires_grad and not vectors.is_inference()
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
     torch.testing.assert_close(vectors, x.mean((2, 3)), atol=0.01, rtol=0.01)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['build_cold_distiller', 'build_distiller', 'build_pairs', 'build_crossx']
 
-# %% ../../nbs/07_crossx/03_build.ipynb #338aaf75
+# %% ../../nbs/07_crossx/03_build.ipynb #89040a0a
 from functools import partial
 
 from lightning_fabric import Fabric
@@ -20,6 +20,7 @@ from dfsbir.crossx.pairs import (
     ProceduralPairs,
     PyramidPairs,
     make_generators,
+    optimizer_of,
 )
 from .trainer import CrossX, student_log_probs
 from ..inversion.buffer import ReplayBuffer
@@ -31,7 +32,7 @@ from ..students.heads import MetricSpace
 from ..teachers.class_map import ClassMap, align_classes
 from ..teachers.teacher import Teacher
 
-# %% ../../nbs/07_crossx/03_build.ipynb #d5efbb4d
+# %% ../../nbs/07_crossx/03_build.ipynb #8aa83bdb
 def build_cold_distiller(
     teachers: dict[Modality, Teacher],
     class_map: ClassMap,
@@ -96,6 +97,7 @@ def build_distiller(
         fabric,
         getattr(head, "lr", 0.0),
         start.wise_ft_alpha if warm else 1.0,
+        optimizer_of(students.optimizer),
     )
     if getattr(head, "bn_center_weight", 0.0):
         for m in MODALITIES:

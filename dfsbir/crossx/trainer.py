@@ -47,7 +47,7 @@ def mixup_pairs(
     mixed = (weight * pairs.of(m) + (1 - weight) * other.of(m) for m in MODALITIES)
     return PairBatch(*mixed, pairs.label)
 
-# %% ../../nbs/07_crossx/02_trainer.ipynb #eb648def
+# %% ../../nbs/07_crossx/02_trainer.ipynb #a3032513
 @contextmanager
 def _deferred_interrupt():
     "Inside this block Ctrl-C raises nothing; yields a list that is non-empty once it came."
@@ -297,7 +297,9 @@ class CrossX:
         return self.config.buffer.capacity * pixels + 4 * weights
 
     def _open(self, run: RunFolder):
-        "Checks the folder, and goes on with the run in it."
+        "Checks that the folder is this run's, and goes on with what is in it."
+        run.pin("teachers", {str(m): weights_digest(t) for m, t in self.teachers.items()})
+        run.pin("crossx", {**self.config.flat(), "classes": list(self.class_map.classes)})
         both = 2 * self.checkpoint_bytes()  # the old one stays until the new one is complete
         require_writable(run.path, both * self.fabric.world_size + 50_000_000)
         if run.has_checkpoint(self._checkpoint):

@@ -7,6 +7,7 @@ __all__ = ['measure_diversity', 'EstimatorCollapsed', 'PairEstimator']
 
 # %% ../../nbs/05_inversion/04_estimator.ipynb #a18f89fe
 import math
+from functools import partial
 
 import torch
 from lightning_fabric import Fabric
@@ -87,6 +88,7 @@ class PairEstimator:
         min_diversity: float = 0.01,  # below it (see `measure_diversity`) a modality has collapsed
         patience: int = 50,  # steps between two measurements of the diversity
         seed: int = 0,  # of noise and classes
+        optimizer=partial(torch.optim.Adam, betas=(0.9, 0.99)),  # function of parameter groups
     ):
         _check_generators(photo, sketch, classify)
         self.objective, self.terms, self.classify = objective, terms, classify
@@ -99,7 +101,7 @@ class PairEstimator:
         self.generators = {Modality.PHOTO: photo, Modality.SKETCH: sketch}
         self._nets, self.optimisers, self.rates = {}, {}, {}
         for m, rate in zip(MODALITIES, lr):
-            optimiser = torch.optim.Adam(self.generators[m].groups(rate, batch), betas=(0.9, 0.99))
+            optimiser = optimizer(self.generators[m].groups(rate, batch))
             self._nets[m], self.optimisers[m] = fabric.setup(self.generators[m], optimiser)
             self.rates[m] = [g["lr"] for g in optimiser.param_groups]
 

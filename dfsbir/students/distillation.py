@@ -139,6 +139,7 @@ class Distiller:
         fabric=None,  # Lightning Fabric: device, precision, processes; None: this process, CPU
         head_lr: float = 0.0,  # rate of the heads' own weights; 0: lr
         wise_ft_alpha: float = 1.0,  # in [0,1]: from the students' start, 0, to their end, 1
+        optimizer=torch.optim.Adam,  # function of parameter groups
     ):
         _check_students(photo, sketch, weights, self.TERMS)
         self.fabric = fabric or make_fabric("cpu")
@@ -146,8 +147,7 @@ class Distiller:
         self.wise_ft_alpha = wise_ft_alpha
         self.steps_done = 0
         students = Students(photo, sketch)
-        optimizer = torch.optim.Adam(_parameter_groups(students, lr, head_lr))
-        self.optimizer = optimizer
+        optimizer = optimizer(_parameter_groups(students, lr, head_lr))
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer,
             lambda step: 0.5 + 0.5 * math.cos(math.pi * min(step / max(steps, 1), 1.0)),

@@ -3,13 +3,12 @@
 - A module of the package is a source file like any other: `dfsbir/x.py` becomes its API page.
 - Notebooks are shown as they were saved; hidden cells and nbdev's directives are taken out.
 - Inline code that is a public name leads to its API page, wherever it stands.
-- `packages.toml`, beside the settings, has a line on each folder of the package.
+- What a folder of the package holds is the first paragraph of its page in `notebooks/`.
 """
 
 import json
 import posixpath
 import re
-import tomllib
 from collections import Counter
 from pathlib import Path
 
@@ -18,7 +17,6 @@ from docutils import nodes
 from myst_parser.parsers.sphinx_ import MystParser
 from sphinx.addnodes import pending_xref
 from sphinx.util import logging
-from sphinx.util.docutils import SphinxDirective
 
 log = logging.getLogger(__name__)
 
@@ -41,15 +39,14 @@ def first_sentence(text: str) -> str:
     return re.split(r"(?<=[.]) ", " ".join(text.split()))[0].rstrip(".")
 
 
-def read_about(app) -> None:
-    "What `packages.toml` says of each folder of the package; a folder without a line is a fault."
-    file = Path(app.confdir, "packages.toml")
-    app.about = tomllib.loads(file.read_text(encoding="utf-8"))
-    top = Path(app.srcdir, app.config.api_package)
-    folders = {path.parent.name for path in top.glob("*/__init__.py")}
-    for folder in sorted(folders ^ set(app.about)):
-        found = "no line about" if folder in folders else "a line about a folder that is not there:"
-        log.warning("%s has %s %s", file.name, found, folder)
+def describe(folder: str, env) -> str:
+    "The first paragraph of a folder's page, as nbdev keeps the folder's `__init__.py` empty."
+    page = Path(env.app.confdir, "notebooks", f"{folder}.md")
+    if not page.is_file():
+        log.warning("nothing says what the folder %s holds: %s is missing", folder, page.name)
+        return ""
+    _, paragraph, *_ = page.read_text(encoding="utf-8").split("\n\n")
+    return paragraph
 
 
 def pages_of_package(folder: Path) -> list[Path]:
@@ -65,21 +62,23 @@ def pages_of_package(folder: Path) -> list[Path]:
     return sorted(first, key=first.get)
 
 
-def write_package(path: Path, docname: str, about: dict) -> str:  # path of its __init__.py
+def write_package(path: Path, docname: str, env) -> str:  # path of its __init__.py
     "The page of a package: a table of its modules, and their pages in the sidebar."
     here = posixpath.dirname(docname)
     name = dotted(docname)
-    lines = [f"# {name}", "", about.get(name.partition(".")[2], ""), ""]
+    folder = name.partition(".")[2]
+    lines = [f"# {name}", "", describe(folder, env) if folder else "", ""]
     lines += [f"```{{py:module}} {name}", "```", ""]
     rows, pages = [], []
     for file in pages_of_package(path.parent):
         page = file.with_suffix("").relative_to(path.parent).as_posix()
-        words = about.get(file.parent.name, "")
-        if file.name != "__init__.py":
+        if file.name == "__init__.py":
+            words = describe(file.parent.name, env)
+        else:
             words = api_pages.read_module(file, "").doc
         link = f"[{dotted(f'{here}/{page}')}](/{here}/{page}.py)"
         rows.append(f"| {link} | {api_pages.escape(first_sentence(words))} |")
-        pages.append(page)
+        pages.append(f"{page.removesuffix('/__init__')} <{page}>")
     lines += ["| module | what it holds |", "|---|---|", *rows, ""]
     lines += ["```{toctree}", ":hidden:", ":titlesonly:", "", *pages, "```", ""]
     return "\n".join(lines)
@@ -94,7 +93,7 @@ class ModuleParser(MystParser):
         env = document.settings.env
         path = Path(env.doc2path(env.docname))
         if path.name == "__init__.py":
-            text = write_package(path, env.docname, env.app.about)
+            text = write_package(path, env.docname, env)
         else:
             module = api_pages.parse_module(inputstring, dotted(env.docname))
             for entry in module.undocumented:
@@ -151,35 +150,6 @@ def prepare_source(app, docname: str, source: list[str]) -> None:
         source[0] += Path(app.confdir, "contents.md").read_text(encoding="utf-8")
 
 
-class NotebookTree(SphinxDirective):
-    "`{notebooks} FOLDER`: links to the notebooks under a folder, a heading per folder."
-
-    required_arguments = 1
-
-    def run(self) -> list[nodes.Node]:
-        top = self.arguments[0]
-        sections = {}
-        for page in sorted(self.env.found_docs):
-            if self.is_notebook(page, top):
-                sections.setdefault(self.section(page, top), []).append(f"/{page}")
-        about = self.env.app.about
-        lines = []
-        for section in sorted(sections):
-            title = re.sub(r"^\d+_", "", posixpath.relpath(section, top))
-            lines += [f"## {'To open first' if title == '.' else title}", "", about.get(title, "")]
-            lines += ["", "```{toctree}", ":titlesonly:", "", *sections[section], "```", ""]
-        return self.parse_text_to_nodes("\n".join(lines), allow_section_headings=True)
-
-    def section(self, page: str, top: str) -> str:
-        "The folder of a notebook; a numbered one outside of the folders is a section of its own."
-        folder = posixpath.dirname(page)
-        return page if folder == top and posixpath.basename(page)[0].isdigit() else folder
-
-    def is_notebook(self, page: str, top: str) -> bool:
-        "Whether a page is a notebook of the folder."
-        return page.startswith(f"{top}/") and str(self.env.doc2path(page)).endswith(".ipynb")
-
-
 # ---- names
 
 
@@ -229,8 +199,6 @@ def setup(app) -> dict:
     app.add_config_value("api_package", "", "env")
     app.add_source_suffix(".py", "python")
     app.add_source_parser(ModuleParser)
-    app.add_directive("notebooks", NotebookTree)
-    app.connect("builder-inited", read_about)
     app.connect("builder-inited", collect_names)
     app.connect("source-read", prepare_source)
     app.connect("doctree-read", link_names)

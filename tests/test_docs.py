@@ -176,27 +176,28 @@ def find(x: int = 1):  # a number
 '''
 SETTINGS = {"lib_path": "dfsbir", "nbs_path": "nbs", "title": "t", "author": "a", "copyright": "c"}
 README = "# Title\n\n[Notebook](nbs/00_part/00_a.ipynb), `dfsbir.part.a.find`, `find()`.\n"
+PART = "# part\n\nWhat a part is for.\n\n```{toctree}\n:glob:\n\n/nbs/00_part/*\n```\n"
 MINIATURE = {
     "settings.ini": "[DEFAULT]\nversion = 1\n"
     + "".join(f"{k} = {v}\n" for k, v in SETTINGS.items()),
     "README.md": README,
-    "docs/contents.md": "\n```{toctree}\ndocs/notebooks\ndfsbir/__init__\n```\n",
+    "docs/contents.md": "\n```{toctree}\ndocs/notebooks/part\ndfsbir/__init__\n```\n",
     "dfsbir/__init__.py": "",
     "dfsbir/part/__init__.py": "",
     "dfsbir/part/a.py": MODULE,
-    "docs/notebooks.md": "# Notebooks\n\n```{notebooks} nbs\n```\n",
-    "docs/packages.toml": 'part = "What a part is for."\n',
+    "docs/notebooks/part.md": PART,
 }
 
 
 def miniature(top, **changes):
     "A small project with the real settings and extension of the documentation."
-    for name in ("docs", "dfsbir/part", "nbs/00_part"):
+    for name in ("docs/notebooks", "dfsbir/part", "nbs/00_part"):
         (top / name).mkdir(parents=True)
     for path in (ROOT / "docs").glob("*.py"):
         shutil.copy(path, top / "docs")
     shutil.copytree(ROOT / "docs" / "_static", top / "docs" / "_static")
     for name, text in {**MINIATURE, **changes}.items():
+        (top / name).parent.mkdir(exist_ok=True)
         (top / name).write_text(text, encoding="utf-8")
     code = {
         "cell_type": "code",
@@ -228,7 +229,7 @@ def test_a_small_project_builds(tmp_path):
     (cell,) = re.findall(r'id="(\S*0a0a0a0a)"', notebook)
     page = (tmp_path / "out/html/dfsbir/part/a.html").read_text(encoding="utf-8")
     assert f'href="../../nbs/00_part/00_a.html#{cell}"' in page
-    for path in ("dfsbir/__init__", "dfsbir/part/__init__", "docs/notebooks"):
+    for path in ("dfsbir/__init__", "dfsbir/part/__init__", "docs/notebooks/part"):
         index = (tmp_path / f"out/html/{path}.html").read_text(encoding="utf-8")
         assert "What a part is for" in index, f"{path} does not say what the folder holds"
 
@@ -239,13 +240,14 @@ FAULTS = {
 [a](docs/lost.md), [b](nbs/00_part/00_a.ipynb#no-such-heading), `dfsbir.part.gone`
 """,
     "docs/alone.md": "# In no table of contents\n",
-    "docs/packages.toml": 'lost = "A folder that is not there."\n',
+    "dfsbir/unexplained/__init__.py": "",
+    "dfsbir/unexplained/b.py": MODULE.replace("find", "seek"),
     "dfsbir/part/a.py": MODULE.replace('"A function."', "pass"),
 }
 
 
 def test_faults_fail_the_build(tmp_path):
-    "A lost link, name or docstring, a page in no contents, a folder without a line or the reverse."
+    "A lost link, name or docstring, a page in no contents, a folder that nothing describes."
     done = build(miniature(tmp_path / "top", **FAULTS), tmp_path / "out")
     assert done.returncode == 1
     for fault in (
@@ -254,8 +256,7 @@ def test_faults_fail_the_build(tmp_path):
         "dfsbir.part.gone",
         "alone.md",
         "without a docstring: find",
-        "no line about part",
-        "not there: lost",
+        "unexplained.md is missing",
     ):
         assert fault in done.stderr, f"{fault} was not seen in {done.stderr}"
 

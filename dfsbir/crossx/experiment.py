@@ -27,7 +27,7 @@ from torch import Tensor
 from ..core.checkpoint import read_card, write_atomic
 from ..core.config import flatten, nearest_name, read_table
 from ..core.device import fork_rng, make_fabric, release_memory
-from ..core.types import MODALITIES, Modality, Normalizer
+from ..core.types import MODALITIES, Modality
 from .build import build_distiller
 from .config import CrossXConfig
 from ..data.folders import read_folder
@@ -202,7 +202,7 @@ class TeacherRecipe:
         with fork_rng(0):
             net = build_net(source, name, len(classes))
         card = {"source": source, "name": name}
-        return Teacher(net, classes, input_of(source, self.size, net), modality, card=card)
+        return Teacher(net, classes, input_of(source, self.size, net, name), modality, card=card)
 
 
 def trained_teacher(
@@ -257,10 +257,7 @@ def brought_teacher(
     "A classifier that the user brings along."
     if checkpoint == "imagenet":
         return imagenet_teacher(size)
-    card = dict(card or {})
-    if "input" in card:
-        card["normalizer"] = Normalizer(**card.pop("input"))
-    return load_teacher(checkpoint, modality=modality, **card)
+    return load_teacher(checkpoint, {**(card or {}), "modality": str(modality)})
 
 # %% ../../nbs/07_crossx/04_experiment.ipynb #6a1391b6
 def check_choice(what: str, value, choices: Iterable):

@@ -82,7 +82,7 @@ def cold_encoder(
     classes = list(class_map.classes)
     fresh = build_net(source, architecture, len(classes))
     if net:
-        normalizer = input_of(source, teacher.normalizer.size, fresh)
+        normalizer = input_of(source, teacher.normalizer.size, fresh, architecture)
     else:
         normalizer = Normalizer(**teacher.normalizer.card())
     normalizer.size = size or normalizer.size

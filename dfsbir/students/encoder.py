@@ -107,7 +107,7 @@ def encoder_from_card(
     net = Head.reads(build_net(**card["net"]), card["classifier"], card["head"]["layers"])
     return Encoder(net, Normalizer(**card["input"]), Head.blank(card), card)
 
-# %% ../../nbs/06_students/02_encoder.ipynb #ac523298
+# %% ../../nbs/06_students/02_encoder.ipynb #918d726a
 @dataclass(frozen=True)
 class HeadSpec:
     "Which embedding head a student gets."
@@ -206,7 +206,7 @@ def _fresh_teacher(teacher: Teacher, recipe: dict, other_net: bool, size: int) -
     "An untrained classifier of the teacher's classes; another net has the input of its source."
     net = build_net(**recipe)
     if other_net:
-        normalizer = input_of(recipe["source"], teacher.normalizer.size, net)
+        normalizer = input_of(recipe["source"], teacher.normalizer.size, net, recipe["name"])
     else:
         normalizer = copy.deepcopy(teacher.normalizer)
     normalizer.size = size or normalizer.size

@@ -77,7 +77,7 @@ def encoders_of(net, size, dim=64):
         m: Teacher(
             build_net(source, name, len(classes)),
             classes,
-            input_of(source, size),
+            input_of(source, size, name=name),
             m,
             card=dict(source=source, name=name),
         )

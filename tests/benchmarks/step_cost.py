@@ -63,7 +63,7 @@ def toy_teacher(modality, net, size, classes):
     return Teacher(
         build_net(source, name, classes),
         names,
-        input_of(source, size),
+        input_of(source, size, name=name),
         modality,
         card=dict(source=source, name=name),
     )

@@ -61,7 +61,7 @@ def make_teacher(modality, classes=CLASSES, net="tiny", size=SIDE, normalizer=No
     return Teacher(
         build_net(source, name, len(classes)),
         classes,
-        normalizer or input_of(source, size),
+        normalizer or input_of(source, size, name=name),
         modality,
         card={"source": source, "name": name},
     )

@@ -176,6 +176,6 @@ def test_a_torchvision_teacher_can_guide():
     teachers = {}
     for m in MODALITIES:
         net = build_net("torchvision", "resnet18", 4)
-        teachers[m] = Teacher(net, CLASSES, input_of("torchvision", SIDE), m)
+        teachers[m] = Teacher(net, CLASSES, input_of("torchvision", SIDE, name="resnet18"), m)
     guide = make_guide("teachers", teachers)
     assert guide(torch.rand(2, 3, SIDE, SIDE)).isfinite().all()

@@ -125,7 +125,7 @@ def named_teacher(source, name, size):
     "An untrained photo teacher of three classes."
     net = build_net(source, name, 3)
     card = dict(source=source, name=name)
-    return Teacher(net, "abc", input_of(source, size, net), Modality.PHOTO, card=card)
+    return Teacher(net, "abc", input_of(source, size, net, name), Modality.PHOTO, card=card)
 
 
 def test_a_net_that_goes_on_after_its_last_layer():

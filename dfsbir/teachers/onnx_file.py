@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-# %% ../../nbs/04_teachers/04_onnx_file.ipynb #f9db86fa
+# %% ../../nbs/04_teachers/04_onnx_file.ipynb #4d97c346
 OPSET = 17  # the newest that onnx2torch knows as a whole
 
 EXPORT_LINE = (
@@ -168,8 +168,8 @@ def load_onnx(
     "An ONNX classifier as torch layers, with the logits that onnxruntime gives."
     path = Path(path)
     onnx, onnx2torch, onnxruntime = _packages()
-    model = onnx.load(path)
     try:
+        model = onnx.load(path)
         shape = _input_shape(model)
         _rewrite_newer_operators(onnx, model)
         _without_identities(model.graph)

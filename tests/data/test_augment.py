@@ -41,3 +41,12 @@ def test_shift_flip_moves_whole_pixels():
 def test_shift_flip_without_flips():
     ramp = torch.arange(20.0).expand(64, 1, 20, 20)
     assert (shift_flip(ramp, flip=0.0).diff(dim=3) >= 0).all()
+
+
+def test_strokes_become_thinner_and_thicker():
+    line = torch.ones(8, 1, 32, 32)
+    line[..., 15:17] = 0  # 64 pixels of ink
+    generators = [torch.Generator().manual_seed(seed) for seed in range(8)]
+    inks = [(1 - augment_batch(line, "sketch", g)).sum((1, 2, 3)) for g in generators]
+    ink = torch.cat(inks)
+    assert ink.min() < 55 and ink.max() > 80

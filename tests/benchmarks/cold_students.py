@@ -8,9 +8,9 @@ same steps, learn from real training images (the ceiling), from Gaussian noise, 
 the teachers' batch-norm statistics and no class, from real images of other classes, and from
 pictures of two uni-modal estimators. Further arms leave out one thing at a time.
 
-Every arm appends its rows to OUT/DATA-SEED-PART.csv as it ends, and all that was measured to a
-file of the same name ending in .jsonl (views, pictures, accuracies); --merge puts them together. Runs
-side by side as processes (--jobs), each on one thread; they meet in files under OUT.
+Every arm appends its rows to OUT/DATA-SEED-PART.csv as it ends, and all that was measured (views,
+pictures, accuracies) to a .jsonl file of the same name. --merge puts them together. The parts run
+side by side as processes (--jobs), each on one thread, and meet in files under OUT.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from dfsbir.crossx.config import CrossXConfig
 from dfsbir.crossx.pairs import PyramidPairs
 from dfsbir.data.folders import read_folder
 from dfsbir.data.toy import toy_pairs
-from dfsbir.data.toy_shapes import TOY_HELD_OUT
+from dfsbir.data.toy_shapes import TOY_CLASSES, TOY_HELD_OUT
 from dfsbir.evaluation.report import evaluate_retrieval
 from dfsbir.evaluation.results import append_results
 from dfsbir.evaluation.retrieval import chance_ap, embed
@@ -351,9 +351,10 @@ def gaussian_arm(world: World):
 
 
 def alternative_arm(world: World):
-    "Real images of other classes: the toy set's held-out ones, for PACS all fifteen."
-    classes = TOY_HELD_OUT if world.data == "toy" else None
-    images = toy_pairs(500, world.args.size, seed=world.seed, classes=classes)
+    "Real images of classes that the teachers do not know, of the toy set."
+    known = set(world.class_map.classes)
+    classes = [c for c in (*TOY_CLASSES, *TOY_HELD_OUT) if c not in known]
+    images = toy_pairs(1000, world.args.size, seed=world.seed, classes=classes)
     pairs = real_pairs(world, dict(zip(MODALITIES, images)), 4096)
     teach(world, "alternative-data", "cold", config_of(world), sampler(world, pairs), len(pairs))
 

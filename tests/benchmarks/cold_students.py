@@ -243,7 +243,10 @@ def teach(world: World, method, variant, config, draw, pictures=0, source_second
 
 def measure(world: World, encoders: dict) -> dict[str, float]:
     "Metrics of test sketches against test photos."
-    found = {m: embed(encoders[m], world.test[m], fabric=world.fabric) for m in MODALITIES}
+    device = world.fabric.device
+    found = {
+        m: embed(encoders[m].to(device), world.test[m], fabric=world.fabric) for m in MODALITIES
+    }
     labels = [world.test[m].labels for m in (SKETCH, PHOTO)]
     metrics = evaluate_retrieval(found[SKETCH], found[PHOTO], *labels).metrics
     return {name: metrics[name] for name in METRICS}

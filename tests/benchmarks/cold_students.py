@@ -92,7 +92,7 @@ class World:
             f.write(json.dumps(line) + "\n")
         rows = [
             {
-                "dataset": self.data,
+                "dataset": f"{self.data}{self.args.size}",
                 "method": method,
                 "variant": variant,
                 "seed": self.seed,

@@ -125,7 +125,7 @@ def read_images(world: World):
 def make_teachers(world: World):
     "Trains the two teachers, or waits for the process that does."
     folder = world.home / "teachers"
-    if world.part in ("main", "all"):
+    if world.part in ("main", "all", "class-weight"):
         epochs = {"toy": {PHOTO: 30, SKETCH: 30}, "pacs": {PHOTO: 90, SKETCH: 45}}[world.data]
         for m in MODALITIES:
             teacher = train_teacher(
@@ -422,11 +422,32 @@ def adversary_arm(world: World, pairs, half, wanted, arm):
     arm("adversarial, 1/4 of the pictures", {}, sampler(world, both), len(both))
 
 
+def class_weight_arms(world: World):
+    "Pictures under a weaker and weaker pull towards their class, at equal numbers; and mixtures."
+    measure_teachers(world)
+    base, sets = config_of(world), {}
+    for weight in (1.0, 0.1, 0.01, 0.0):
+        changes = {"pairs.loss.class_": weight, "pairs.loss.align": 0.5 * (weight > 0)}
+        begun = time.time()
+        sets[weight] = make_pictures(world, f"class-{weight:g}", config_of(world, **changes))
+        made, pairs = time.time() - begun, sets[weight]
+        variant = f"cold, class weight {weight:g}"
+        teach(world, "crossx-dfsbir", variant, base, sampler(world, pairs), len(pairs), made)
+    for weights in ((1.0, 0.0), tuple(sets)):
+        part = len(sets[1.0]) // len(weights)
+        pairs = PairBatch.cat([sets[w][:part] for w in weights])
+        variant = "cold, class weights " + " ".join(f"{w:g}" for w in weights)
+        teach(world, "crossx-dfsbir", variant, base, sampler(world, pairs), len(pairs))
+    real = real_pairs(world, world.train, 4096)
+    teach(world, "data-dependent", "cold", base, sampler(world, real), len(real))
+
+
 PARTS = {
     "main": (main_arms,),
     "uni-modal": (uni_modal_arm, gaussian_arm),
     "others": (alternative_arm, meta_data_arm),
     "ablation": (ablation_arms,),
+    "class-weight": (class_weight_arms,),
     "all": (main_arms, uni_modal_arm, gaussian_arm, alternative_arm, meta_data_arm),
 }
 

@@ -28,7 +28,7 @@ from ..core.checkpoint import read_card, write_atomic
 from ..core.config import flatten, nearest_name, read_table
 from ..core.device import fork_rng, make_fabric, release_memory
 from ..core.types import MODALITIES, Modality
-from .build import build_distiller
+from .build import build_distiller, config_for_teachers
 from .config import CrossXConfig
 from ..data.folders import read_folder
 from ..data.image_set import ImageSet
@@ -419,7 +419,9 @@ class Setup:
         class_map = align_classes(*both, self.aliases(both[1]))
         for config in configs:
             with fork_rng(config.seed):
-                build_distiller(stand_ins, class_map, config, make_fabric("cpu"))
+                build_distiller(
+                    stand_ins, class_map, config_for_teachers(config, stand_ins), make_fabric("cpu")
+                )
         return class_map
 
 # %% ../../nbs/07_crossx/04_experiment.ipynb #fbd1f04d

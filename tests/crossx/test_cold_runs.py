@@ -7,12 +7,13 @@ from dfsbir.baselines import data_dependent, gaussian_prior, meta_data, uni_moda
 from dfsbir.core.config import ConfigError
 from dfsbir.core.run_folder import RunFolder
 from dfsbir.core.types import MODALITIES, Modality, Normalizer
-from dfsbir.crossx.build import build_crossx
+from dfsbir.crossx.build import build_crossx, config_for_teachers
 from dfsbir.crossx.config import CrossXConfig
 from dfsbir.data.toy import toy_pairs
 from dfsbir.students.encoder import load_encoders
 from dfsbir.teachers.nets import build_net
 from dfsbir.teachers.teacher import Teacher
+from dfsbir.teachers.torchscript import ScriptNet
 
 NAMES = ("cup", "fish", "star")
 SMALL = {
@@ -124,3 +125,26 @@ def test_guidance_and_its_term(teachers):
     scalars = crossx.run_step("synthesize")
     assert "estimator/photo/modality" in scalars
     assert crossx.preview().of(Modality.SKETCH).shape == (6, 1, 16, 16)
+
+
+def test_teachers_that_are_only_programs_get_cold_students(teachers):
+    programs = []
+    for teacher in teachers:
+        script = torch.jit.trace(teacher.net, torch.rand(1, 3, 16, 16))
+        programs.append(Teacher(ScriptNet(script), NAMES, Normalizer(16), teacher.modality))
+    config = CrossXConfig.preset("dfsbir", {"pairs.photo.size": 16, "pairs.sketch.size": 16})
+    with pytest.warns(UserWarning, match="random weights"):
+        crossx = build_crossx(*programs, config)
+    assert crossx.config.students.kind == "cold"
+    assert crossx.config.pairs.kind == "pyramid"
+    crossx.pairs.batch = 4
+    crossx.run_step("synthesize")
+    assert crossx.preview().of(Modality.PHOTO).shape == (4, 3, 16, 16)
+
+
+def test_teachers_with_a_name_keep_the_config(teachers):
+    config = CrossXConfig.preset("dfsbir")
+    named = {t.modality: t for t in teachers}
+    for teacher in teachers:
+        teacher.card.update(source="dfsbir", name="tiny")
+    assert config_for_teachers(config, named) is config

@@ -13,7 +13,7 @@ from dfsbir.app.collect import rebuild_results
 from dfsbir.app.grid import read_grid
 from dfsbir.crossx.config import CrossXConfig
 from dfsbir.evaluation.results import read_results
-from dfsbir.finegrained.config import FineGrainedConfig
+from dfsbir.finegrained.experiment import make_study
 from dfsbir.teachers.embeddings import TEACHER_EMBEDDINGS
 
 GRIDS = ROOT / "nbs" / "experiments" / "grids"
@@ -33,7 +33,8 @@ def test_the_projects_grids(file, monkeypatch):
     for job in jobs:
         changes = json.loads(job.parameters.get("changes", "{}"))
         if job.notebook.stem == "finegrained":
-            FineGrainedConfig.preset(job.parameters.get("method", "full"), **changes)
+            teacher_changes = json.loads(job.parameters.get("teacher_changes", "{}"))
+            make_study(job.parameters.get("method", "full"), changes, teacher_changes)
             continue
         method = job.parameters.get("method", "crossx-dfsbir")
         base = (

@@ -29,7 +29,7 @@ METHODS = {
 FINE = ("qmul-shoes", "qmul-chairs", "toy-instance")
 TABLES = [
     (d, ("mAP@all", "Prec@100", "Prec@200"), None)
-    for d in ("toy", "toy/unseen", "pacs", "pacs5/unseen")
+    for d in ("toy", "toy/unseen", "pacs", "pacs5/unseen", "pacs64", "toy64")
 ] + [(d, ("Acc@1", "Acc@5", "Acc@10"), "") for d in FINE]
 
 

@@ -122,9 +122,11 @@ def procedural_photos(
 # %% ../../nbs/01_data/10_procedural.ipynb #73ca29be
 def _chance(rng: RandomSource, n: int, parts: int, share: float, first: float | None = None):
     "A random choice (n,parts): true for this share of the parts, another share of the first."
-    first = share if first is None else first
-    shares = torch.tensor([first] + [share] * (parts - 1), device=rng.device)
-    return rng.rand(n, parts) < shares
+    numbers = rng.rand(n, parts)
+    chosen = numbers < share
+    if first is not None:
+        chosen[:, 0] = numbers[:, 0] < first
+    return chosen
 
 
 def _parts(rng: RandomSource, n: int, parts: int) -> dict:
@@ -154,8 +156,8 @@ def _parts(rng: RandomSource, n: int, parts: int) -> dict:
     p["kind"] = torch.where(stick, 0.5, rng.rand(n, parts))
     p["corners"] = u(3, 7).floor()
     p["power"] = torch.where(stick, u(4, 10), u(math.log(1.2), math.log(8)).exp())
-    amplitudes = torch.tensor([0.05, 0.12, 0.1, 0.06, 0.05], device=rng.device)
-    p["waves"] = rng.randn(n, parts, 5) * amplitudes
+    amplitudes = torch.tensor([0.05, 0.12, 0.1, 0.06, 0.05])
+    p["waves"] = rng.randn(n, parts, 5) * amplitudes.to(rng.device, non_blocking=True)
     p["phase"] = u(0, 2 * math.pi, 5)
     p["cut"] = torch.where(chance(0.3), u(-0.5, 0.5), 9.0)
     p["hollow"] = torch.where(chance(0.18) & ~stick, u(0.04, 0.12), 0.0)
@@ -245,8 +247,7 @@ def _render_photo(rng: RandomSource, p: dict, size: int) -> Tensor:
     "Lit surfaces in front of a ground, (n,3,size,size); some parts have a dark rim."
     n, step = len(p["exists"]), 2 / size
     distance = _outlines(p, *_view(rng, n, size, 0.12, 0.1))
-    side = (torch.arange(size, device=rng.device) + 0.5) * step - 1
-    y, x = torch.meshgrid(side, side, indexing="ij")
+    x, y = _plane(size, rng.device)
     plain = rng.uniform(n) < 0.4
     ground = rng.uniform(n, 0, 0.9, 3)
     ground = ground + 0.15 * rng.noise(n, 6, size, align_corners=True) * rng.uniform(n)

@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from ..core.device import fork_rng
 from ..core.types import MODALITIES, Modality, PairBatch
 from .config import AdamConfig, EstimatesConfig, PyramidPairsConfig, SGDConfig
 from ..data.procedural import procedural_objects
@@ -201,15 +200,17 @@ class ProceduralPairs:
 
     def _draw(self, n: int, random: torch.Generator) -> PairBatch:
         "n objects, each modality at its own size, on the device."
-        with fork_rng(torch.randint(2**62, (), generator=random).item()):
-            objects = procedural_objects(n, max(self.sizes.values()))
+        device = self.fabric.device
+        seed = torch.randint(2**62, (), generator=random).item()
+        generator = torch.Generator(device).manual_seed(seed)
+        objects = procedural_objects(n, max(self.sizes.values()), 5, generator, device)
         for m, size in self.sizes.items():
             if objects.of(m).shape[-1] != size:
                 resized = F.interpolate(
                     objects.of(m), (size, size), mode="bilinear", antialias=True
                 )
                 setattr(objects, m, resized)
-        return objects.to(self.fabric.device)
+        return objects
 
     def sample(self, n: int) -> PairBatch:  # n pairs, on the device
         "New objects, numbered on from the last ones."

@@ -88,7 +88,7 @@ class PairEstimator:
         min_diversity: float = 0.01,  # below it (see `measure_diversity`) a modality has collapsed
         patience: int = 50,  # steps between two measurements of the diversity
         seed: int = 0,  # of noise and classes
-        optimizer=partial(torch.optim.Adam, betas=(0.9, 0.99)),  # function of parameter groups
+        optimizer=None,  # function of parameter groups; None: Adam with betas of .9 and .99
     ):
         _check_generators(photo, sketch, classify)
         self.objective, self.terms, self.classify = objective, terms, classify
@@ -100,8 +100,10 @@ class PairEstimator:
         self.random = torch.Generator().manual_seed(seed + 100003 * fabric.global_rank)
         self.generators = {Modality.PHOTO: photo, Modality.SKETCH: sketch}
         self._nets, self.optimisers, self.rates = {}, {}, {}
+        optimizer = optimizer or partial(torch.optim.Adam, betas=(0.9, 0.99))
+        fused = {"fused": True} if fabric.device.type == "cuda" else {}  # one kernel a group
         for m, rate in zip(MODALITIES, lr):
-            optimiser = optimizer(self.generators[m].groups(rate, batch))
+            optimiser = optimizer(self.generators[m].groups(rate, batch), **fused)
             self._nets[m], self.optimisers[m] = fabric.setup(self.generators[m], optimiser)
             self.rates[m] = [g["lr"] for g in optimiser.param_groups]
 
@@ -133,8 +135,12 @@ class PairEstimator:
             batch.label = self.classify(batch)
         return batch, noise
 
-    def _one_step(self):
-        "One step of both generators."
+    def run_step(self):
+        """One step of both generators; only every `patience` steps anything waits for a device.
+
+        Raises EstimatorCollapsed, and NonFiniteTerm where a term is NaN or infinite: at once on the
+        CPU, on a device when the terms are read.
+        """
         scale = _rate_scale(self.step, self.schedule_steps)
         for m in MODALITIES:
             self.generators[m].train().anneal(min(1.0, self.step / self.schedule_steps))
@@ -151,6 +157,7 @@ class PairEstimator:
             self.optimisers[m].step()
         self.step += 1
         if self.step % self.patience == 0:
+            self.terms.read()
             self._check_diversity(batch)
 
     def _check_diversity(self, batch):
@@ -175,12 +182,9 @@ class PairEstimator:
         show: int = 8,  # pairs to return
         progress=None,  # called after every step with (step, terms.log())
     ) -> PairBatch:
-        """Takes steps and returns a few pairs to look at.
-
-        Raises EstimatorCollapsed, and NonFiniteTerm where a term is NaN or infinite.
-        """
+        "Takes steps, see `run_step`, and returns a few pairs to look at."
         for _ in range(steps):
-            self._one_step()
+            self.run_step()
             if progress:
                 progress(self.step, self.terms.log())
         return self.sample(show)

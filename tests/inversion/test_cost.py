@@ -53,9 +53,9 @@ def students_on_device():
 @pytest.mark.parametrize("batch,size", [(8, 32), (64, 32), (250, 32), (4, 96)])
 def test_few_operations_in_a_step_at_any_batch_size(students_of, batch, size):
     estimator = whole_estimator(students_of, batch, size)
-    estimator.synthesize(1, show=1)
+    estimator.run_step()
     with Counter() as counter:
-        estimator.synthesize(1, show=1)
+        estimator.run_step()
     assert counter.count < 3000
 
 
@@ -65,14 +65,14 @@ def test_nothing_in_a_step_waits_for_the_device():
     estimator = whole_estimator(students_on_device(), device="cuda")
     buffer = ReplayBuffer(40, device="cuda")
     for _ in range(4):
-        estimator.synthesize(1, show=1)
+        estimator.run_step()
         buffer.add(estimator.sample(16))
         buffer.sample(8)
     procedural_objects(4, device="cuda")
     mode = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        estimator.synthesize(2, show=1)
+        estimator.run_step()
         buffer.add(estimator.sample(16))
         buffer.sample(8)
         procedural_objects(4, device="cuda")

@@ -136,7 +136,7 @@ def average_precision(
     divisor = relevant if k is None else relevant.clamp_max(k)
     return (precision * hits).sum(1) / divisor  # 0/0 is NaN
 
-# %% ../../nbs/02_evaluation/00_retrieval.ipynb #fc860087
+# %% ../../nbs/02_evaluation/00_retrieval.ipynb #276c7138
 def _sorted(values):
     "Rows in ascending order; on the CPU by NumPy, whose sort is vectorised, in torch's threads."
     if values.device.type != "cpu":
@@ -206,8 +206,9 @@ class RelevantRanks:
             relevant_above[at], relevant_tied[at] = first[row, place], number[row, place]
 
         equal = ordered[:, 1:] == ordered[:, :-1]
-        groups = equal.count_nonzero(1) - (equal[:, 1:] & equal[:, :-1]).count_nonzero(1)
-        share = (equal.count_nonzero(1) + groups).double() / ordered.shape[1]
+        repeats = equal.count_nonzero(1)
+        groups = repeats - (equal[:, 1:] & equal[:, :-1]).count_nonzero(1)
+        share = (repeats + groups).double() / ordered.shape[1]
         return cls(above, tied, relevant_above, relevant_tied, count, share)
 
     def _within(self, k):

@@ -84,7 +84,10 @@ class EmbeddingMap:
             raise ValueError(f"the map has {len(self.vectors)} places; found {i}")
         self.chosen = i
 
-    def neighbourhood(self) -> Picture:
+    def neighbourhood(
+        self,
+        width: float = 9.0,  # of the picture, inches
+    ) -> Picture:
         "The chosen image and its neighbours of both kinds, with their similarity."
         if self.chosen is None:
             raise ValueError("no place is chosen: click on one, or call choose")
@@ -92,18 +95,23 @@ class EmbeddingMap:
         for sketches in (False, True):
             near = self.neighbours(self.chosen, sketches)
             rows.append([self.image(j) for j in (self.chosen, *near)])
-            captions.append(["chosen", *map(self._caption, near)])
-        return tiles(rows, captions, ["photos", "sketches"])
+            chosen = f"{self.names[self.label[self.chosen]]}\nchosen"
+            captions.append([chosen, *map(self._caption, near)])
+        return tiles(rows, captions, ["photos", "sketches"], width=width)
 
     def _caption(self, j: int) -> str:
         similarity = self.vectors[j] @ self.vectors[self.chosen]
-        return f"{self.names[self.label[j]]} {short(similarity)}"
+        return f"{self.names[self.label[j]]}\nsimilarity {short(similarity)}"
 
-# %% ../../nbs/11_explore/07_embedding_map.ipynb #8caabeb0
-def show_map(embedding_map: EmbeddingMap) -> Picture:
+# %% ../../nbs/11_explore/07_embedding_map.ipynb #24156454
+def show_map(
+    embedding_map: EmbeddingMap,
+    width: float = 7.5,  # of the picture, inches
+) -> Picture:
     "The plane: circles are photos, crosses are sketches, colours are classes."
-    fig = Picture(7.5, 4.6)
-    ax = fig.subplots()
+    picture = Picture(width, "photos ○ and sketches × in the shared space, flattened by PCA")
+    legend = 1.3 if len(embedding_map.names) <= 30 else 0.1  # room at the right, inches
+    ax = picture.place(0.1, picture.bottom, width - legend - 0.1, 0.65 * (width - legend))
     for k, (name, colour) in enumerate(zip(embedding_map.names, embedding_map.colours)):
         own = embedding_map.label == k
         for is_sketch, marker in ((False, "o"), (True, "x")):
@@ -115,7 +123,7 @@ def show_map(embedding_map: EmbeddingMap) -> Picture:
     if embedding_map.chosen is not None:
         x, y = embedding_map.xy[embedding_map.chosen].tolist()
         ax.scatter(x, y, s=130, facecolors="none", edgecolors="k", linewidths=1.5)
-    ax.set(xticks=[], yticks=[], title="photos ○ and sketches ×")
+    ax.set(xticks=[], yticks=[])
     if len(embedding_map.names) <= 30:
         ax.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    return fig
+    return picture

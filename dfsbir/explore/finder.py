@@ -86,7 +86,24 @@ class Finder:
         if not self.strokes:
             return f"{photos} are waiting: draw something"
         strokes = "1 stroke" if len(self.strokes) == 1 else f"{len(self.strokes)} strokes"
-        return f"{strokes}; best {len(self.found)} of {photos} in {self.seconds * 1000:.0f} ms"
+        found = f"best {len(self.found)} of {photos} in {self.seconds * 1000:.0f} ms"
+        return f"{strokes}; {found}{self._ties()}"
+
+    def _ties(self) -> str:
+        "Says how many of the found photos share a score with their neighbour, and their order."
+        scores = [f.score for f in self.found]
+        tied = {i for i in range(1, len(scores)) if scores[i] == scores[i - 1]}
+        tied |= {i - 1 for i in tied}
+        if not tied:
+            return ""
+        return f"; {len(tied)} of them are tied, and stand in the gallery's order"
+
+    def captions(self) -> list[str]:
+        "Class and similarity of each found photo, with four digits where two would look alike."
+        scores = [f.score for f in self.found]
+        alike = len(scores) > 1 and short(scores[0]) == short(scores[-1]) and len(set(scores)) > 1
+        digits = (lambda p: f"{p:.4f}") if alike else short
+        return [f"{f.label or ''} {digits(f.score)}".strip() for f in self.found]
 
 # %% ../../nbs/11_explore/08_finder.ipynb #99bd5dda
 def image_tensor(picture: Image.Image) -> Tensor:  # (3,H,W) in [0,1]
@@ -97,6 +114,7 @@ def image_tensor(picture: Image.Image) -> Tensor:  # (3,H,W) in [0,1]
 def show_found(
     finder: Finder,
     n: int = 10,  # photos shown
+    width: float = 9.0,  # of the picture, inches
 ) -> Picture:
     "The drawing and what was found for it, best first. Raises where nothing is drawn."
     if not finder.strokes:
@@ -104,5 +122,5 @@ def show_found(
     drawing = sketch_from_strokes(finder.strokes, 192, finder.pen).expand(3, -1, -1)
     found = finder.found[:n]
     images = [drawing, *(image_tensor(f.picture) for f in found)]
-    captions = ["drawn", *(f"{f.label or ''} {short(f.score)}" for f in found)]
-    return tiles([images], [captions])
+    captions = ["drawn", *finder.captions()[:n]]
+    return tiles([images], [captions], width=width)

@@ -78,6 +78,7 @@ def show_guidance(
     label: str,  # class name
     weight: float = 1.0,  # of L_modal
     n: int = 8,  # pairs
+    width: float = 9.0,  # of the picture, inches
 ) -> Picture:
     "Pairs without guidance and with it, and the guide's probability of a sketch."
     noise, labels = seeded_noise(run, n, 0), None
@@ -89,9 +90,9 @@ def show_guidance(
             images = with_guidance(run, w)[m](noise, labels)
             sketch = modality_guide(run)(images).sigmoid()
             rows.append(images)
-            captions.append([f"sketch {short(p)}" for p in sketch])
-            names.append(f"{m}, {w:g}")
+            captions.append([f"sketch for\nthe guide {short(p)}" for p in sketch])
+            names.append(f"{m}, weight {w:g}")
     title = f"modality guidance: weight 0 and {weight:g}"
     if run.config.pairs.conditioned:
         title += f", {label}"
-    return tiles(rows, captions, names, title)
+    return tiles(rows, captions, names, title, width=width)

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..core.types import MODALITIES, PairBatch
 from ..data.image_set import ImageSet
 from ..evaluation.retrieval import embed
-from .pictures import Picture, short, show_image, tiles
+from .pictures import Picture, short, tiles
 from .runs import Run
 from .samples import sample_pairs
 from ..teachers.class_map import plain_name
@@ -39,28 +39,29 @@ def disagreement(
 def show_disagreement(
     run: Run,
     seed: int = 0,  # of the pairs
-    n: int = 7,  # pairs shown
+    n: int = 8,  # pairs shown
+    width: float = 9.0,  # of the picture, inches
 ) -> Picture:
-    "Of many estimated pairs those on which teacher (T) and student (S) differ most."
+    "Of many estimated pairs those on which teacher and student differ most."
     each = 160 // len(run.classes) + 1
     pairs = PairBatch.cat([sample_pairs(run, label, each, seed) for label in run.classes])
     distance, posteriors = disagreement(run, pairs)
     widest = distance.argsort(descending=True)[:n]
 
     def caption(m, i):
-        lines = []
-        for letter, who in (("T", "teacher"), ("S", "student")):
+        lines = [run.classes[pairs.label[i]]]
+        for who in ("teacher", "student"):
             p = posteriors[who][m][i]
-            lines.append(f"{letter} {run.classes[p.argmax()]} {short(p.max())}")
+            lines.append(f"{who} {run.classes[p.argmax()]} {short(p.max())}")
         return "\n".join(lines)
 
     title = (
-        f"largest disagreement of {len(pairs)} estimated pairs: total variation "
-        f"{distance[widest[-1]]:.2f} to {distance[widest[0]]:.2f}, mean {distance.mean():.2f}"
+        f"the largest disagreement of {len(pairs)} estimated pairs, seed {seed}: total variation "
+        f"{distance[widest[0]]:.2f} to {distance[widest[-1]]:.2f}, mean {distance.mean():.2f}"
     )
     captions = [[caption(m, i) for i in widest] for m in MODALITIES]
     images = [pairs.of(m)[widest] for m in MODALITIES]
-    return tiles(images, captions, list(MODALITIES), title, side=1.15)
+    return tiles(images, captions, list(MODALITIES), title, 1.3, width)
 
 # %% ../../nbs/11_explore/05_mistakes.ipynb #9e0498e6
 @dataclass
@@ -123,7 +124,7 @@ def _show_matrix(ax, counts: Tensor, names: list[str]):
         return
     for i, j in counts.nonzero().tolist():
         count = counts[i, j].item()
-        color = "w" if count > counts.max() / 2 else "k"
+        color = "white" if count > counts.max() / 2 else "#111111"  # on blue, whatever the theme
         ax.text(j, i, count, ha="center", va="center", fontsize=7, color=color)
 
 
@@ -132,22 +133,37 @@ def show_confusion(
     images: ImageSet,  # test images of one modality
     label: str,  # class whose mistakes are shown
     who: str = "student",  # or "teacher"
+    n: int = 8,  # mistaken images shown
+    width: float = 9.0,  # of the picture, inches
 ) -> Picture:
-    "The confusion matrix, and eight images of a class that were taken for another."
+    "The confusion matrix, and images of a class that were taken for another."
     found, k = confusion(run, images, who), run.classes.index(label)
-    fig = Picture(9.5, 3.9)
-    left, right = fig.subfigures(1, 2, width_ratios=[1, 1.25])
-    ax = left.subplots()
-    _show_matrix(ax, found.counts, run.classes)
-    ax.set_title(f"{images.modality} {who}, {found.accuracy:.0%} right", fontsize=10)
-    mistaken = found.mistaken(k)[:8].tolist()
-    right.suptitle(f"{label} taken for" if mistaken else f"no {label} was mistaken", fontsize=10)
-    axes = right.subplots(2, 4).flat
-    for ax in axes:
-        ax.set_axis_off()
-    for ax, i in zip(axes, mistaken):
-        ax.set_axis_on()
-        show_image(ax, images[found.places[i]][0])
+    title = (
+        f"{images.modality} {who}: {found.accuracy:.0%} of {len(found.labels)} test images right"
+    )
+    picture = Picture(width, title)
+    top = picture.bottom
+    beside = width >= 7  # the examples stand beside the matrix, else below it
+    labels = 0.45 + 0.075 * max(map(len, run.classes))  # room for the class names, inches
+    side = min(3.2, (width / 2 if beside else width) - labels - 0.1)
+    _show_matrix(picture.place(labels, top, side, side), found.counts, run.classes)
+    picture.bottom += labels
+    end = picture.bottom
+    x = labels + side + 0.3 if beside else 0.05
+    picture.bottom = top if beside else end
+    mistaken = found.mistaken(k)
+    if not len(mistaken):
+        picture.write(f"no {label} was taken for another class", 9, x)
+        picture.bottom = max(end, picture.bottom)
+        return picture
+    picture.write(
+        f"{len(mistaken)} {label} taken for another class, the most confident first", 9, x
+    )
+    shown = [found.places[i] for i in mistaken[:n].tolist()]
+    texts = []
+    for i in mistaken[:n].tolist():
         p = found.posteriors[i]
-        ax.set_xlabel(f"{run.classes[p.argmax()]} {short(p.max())}", fontsize=8)
-    return fig
+        texts.append(f"taken for\n{run.classes[p.argmax()]} {short(p.max())}")
+    picture.tiles([[images[i][0] for i in shown]], [texts], side=0.9, x=x)
+    picture.bottom = max(end, picture.bottom)
+    return picture

@@ -5,9 +5,11 @@
 # %% auto #0
 __all__ = ['Run', 'tiny_run', 'find_runs']
 
-# %% ../../nbs/11_explore/01_runs.ipynb #b9fadddf
+# %% ../../nbs/11_explore/01_runs.ipynb #d3035e0b
 import json
 from collections.abc import Callable
+from contextlib import suppress
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.checkpoint import load_state
+from ..core.config import ConfigError
 from ..core.run_folder import RunFolder
 from ..core.types import MODALITIES, Modality
 from ..crossx.build import build_crossx
@@ -78,21 +81,37 @@ class Run:
             "run.path / 'teachers' / 'photo.safetensors') and sketch.safetensors"
         )
 
+    @property
+    def pairs_kind(self) -> str:
+        "What the students learnt from, as `estimates` or `objects`."
+        return self.config.pairs.kind
+
+    @property
+    def finished(self) -> datetime:
+        "When the encoders were written."
+        file = self.path / "encoders" / "photo.safetensors"
+        return datetime.fromtimestamp(file.stat().st_mtime)
+
+    @cached_property
+    def aliases(self) -> dict[str, str] | None:
+        "Own class names and the shared names that they stand for."
+        text = self.parameters.get("aliases") or "null"
+        if text.endswith(".json"):
+            text = Path(text).read_text()
+        return json.loads(text)
+
     @cached_property
     def class_map(self) -> ClassMap:
-        aliases = self.parameters.get("aliases") or "null"
-        if aliases.endswith(".json"):
-            aliases = Path(aliases).read_text()
         photo, sketch = (self.teachers[m].classes for m in MODALITIES)
-        return align_classes(photo, sketch, json.loads(aliases))
+        return align_classes(photo, sketch, self.aliases)
 
     @cached_property
     def generators(self) -> dict[Modality, nn.Module]:
         "The estimators' generators, from the last checkpoint."
-        if self.config.pairs.kind != "estimates":
+        if self.pairs_kind != "estimates":
             raise ValueError(
-                f"{self.path} was trained on procedural objects, which have no class: "
-                "it has no estimators to look at"
+                f"{self.path} was trained on {self.pairs_kind}, so it has no estimators: "
+                "look at a run with pairs.kind estimates"
             )
         state = load_state(self.path / "checkpoints" / "last.safetensors")["pairs"]
         generators = make_generators(self.config.pairs, len(self.classes))
@@ -144,12 +163,14 @@ def tiny_run(
     epochs: int = 5,  # of the teachers
     warmup: int = 60,  # steps of the estimators
     student_steps: int = 20,  # steps of the students
+    report: Callable[[str], None] = lambda text: None,  # called with what is being done
 ) -> Run:
     "A complete run of the embedded toy set at 32 px, in a quarter of a minute."
     folder = Path(folder)
     if not (folder / "encoders" / "sketch.safetensors").is_file():
         teachers = []
         for seed, image_set in enumerate(toy_pairs(images, size=32, classes=classes)):
+            report(f"training the {image_set.modality} teacher on {images} images ...")
             file = folder / "teachers" / f"{image_set.modality}.safetensors"
             teacher = train_teacher(
                 image_set, epochs=epochs, batch_size=25, seed=seed, progress=False, out=file
@@ -171,18 +192,27 @@ def tiny_run(
                 "logging.log_every": 2,
             },
         )
-        build_crossx(*teachers, config).fit(RunFolder(folder, config.flat()), progress=False)
+        crossx, actions = build_crossx(*teachers, config), len(config.plan())
+
+        def count(crossx, action, scalars):
+            report(f"estimators and students: action {crossx.position} of {actions} ...")
+
+        with RunFolder(folder, config.flat()) as run_folder:
+            crossx.fit(run_folder, callbacks=[count], progress=False)
     return Run(folder)
 
 
 def find_runs(
     home,  # a run, or a folder with runs anywhere below
 ) -> dict[str, Run]:
-    "Finished runs with estimators by name, in alphabetical order."
-    home, found = Path(home), {}
-    for file in sorted(home.glob("**/encoders/photo.safetensors")):
-        folder = file.parent.parent
-        if (folder / "config.json").is_file() and Run(folder).config.pairs.kind == "estimates":
-            name = home.name if folder == home else str(folder.relative_to(home))
-            found[name] = Run(folder)
-    return found
+    "Finished CrossX runs by name, the newest first; runs of other methods are left out."
+    home, runs = Path(home), []
+    for file in home.glob("**/encoders/photo.safetensors"):
+        with suppress(FileNotFoundError, ConfigError):  # no run, or one of another method
+            runs.append(Run(file.parent.parent))
+    runs.sort(key=lambda run: (-run.finished.timestamp(), str(run.path)))
+
+    def name(run):
+        return home.name if run.path == home else str(run.path.relative_to(home))
+
+    return {name(run): run for run in runs}

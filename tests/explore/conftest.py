@@ -14,6 +14,7 @@ from dfsbir.explore.finder import Finder
 from dfsbir.explore.runs import Run, tiny_run
 from dfsbir.search.indexing import index_photos
 from dfsbir.search.searcher import Searcher
+from dfsbir.teachers.loading import save_teacher
 
 CLASSES = ("bottle", "car", "fish")
 
@@ -44,6 +45,31 @@ def home(tmp_path_factory):
     folder = RunFolder(top / "one" / "paper", config.flat())
     build_crossx(*teachers.values(), config).fit(folder, progress=False)
     return top
+
+
+@pytest.fixture(scope="session")
+def objects(home, tmp_path_factory):
+    "A run of preset `open`, which learnt from procedural objects; it has no estimators."
+    config = CrossXConfig.preset(
+        "open",
+        {
+            "device": "cpu",
+            "pairs.photo.size": 32,
+            "pairs.sketch.size": 32,
+            "buffer.capacity": 32,
+            "schedule.new_pairs": 32,
+            "schedule.distill_steps": 2,
+            "students.batch": 16,
+            "logging.log_every": 1,
+        },
+    )
+    teachers = Run(home / "one").teachers
+    outer = tmp_path_factory.mktemp("objects")
+    for m, teacher in teachers.items():
+        save_teacher(teacher, outer / "teachers" / f"{m}.safetensors")
+    with RunFolder(outer / "open", config.flat()) as folder:
+        build_crossx(*teachers.values(), config).fit(folder, progress=False)
+    return Run(outer / "open")
 
 
 @pytest.fixture(scope="session")

@@ -1,27 +1,87 @@
-"Two runs side by side."
+"All runs in a table, and two of them side by side."
 
 import json
 import shutil
 
+import pytest
+
+from dfsbir.core.types import MODALITIES
+from dfsbir.evaluation.report import evaluate_retrieval
 from dfsbir.evaluation.results import append_results
-from dfsbir.explore.compare import compare_runs, measured_map
+from dfsbir.explore.compare import (
+    compare_html,
+    compare_runs,
+    config_differences,
+    html_table,
+    measured_map,
+    retrieval_report,
+    runs_table,
+)
+from dfsbir.explore.pictures import png_bytes
 from dfsbir.explore.runs import Run
 
 
-def test_measured_precision_of_a_run_and_of_the_one_inside_it(home, tmp_path, is_png):
+@pytest.fixture
+def measured(home, tmp_path):
+    "A run with the published preset inside it, and a table of results for both."
     folder = tmp_path / "one"
     shutil.copytree(home / "one", folder)
     config = json.loads((folder / "config.json").read_text())
     config["parameters"]["preset"] = "both"
+    crossx = {f"crossx.{k}": v for k, v in config["parameters"].items() if k != "preset"}
+    config["parameters"] = {"preset": "both", **crossx}
     (folder / "config.json").write_text(json.dumps(config))
-    outer, inner = Run(folder), Run(folder / "paper")
-    assert measured_map(outer) is None and measured_map(inner) is None
-    row = {"dataset": "toy", "seed": 0, "metric": "mAP@all"}
-    row |= {"seconds": 1.0, "device": "cpu", "run_id": "x"}
-    rows = [
-        row | {"method": "crossx-paper", "value": 0.25},
-        row | {"method": "crossx-dfsbir", "value": 0.5},
-    ]
-    append_results(folder / "results.csv", rows)
-    assert (measured_map(outer), measured_map(inner)) == (0.5, 0.25)
-    assert is_png(compare_runs(outer, inner).png())
+    return Run(folder), Run(folder / "paper")
+
+
+ROW = {"dataset": "toy", "seed": 0, "metric": "mAP@all", "seconds": 1.0}
+ROW |= {"device": "cpu", "run_id": "x"}
+METHODS = {"random": 0.1, "teacher-posteriors": 0.4, "crossx-paper": 0.25, "crossx-dfsbir": 0.5}
+
+
+def test_measured_precision_of_a_run_and_of_the_one_inside_it(measured):
+    outer, inner = measured
+    assert measured_map(outer) == measured_map(inner) == {}
+    rows = [ROW | {"method": method, "value": value} for method, value in METHODS.items()]
+    append_results(outer.path / "results.csv", rows)
+    both = {"random order": 0.1, "teachers": 0.4}
+    assert measured_map(outer) == {**both, "this run": 0.5}
+    assert measured_map(inner) == {**both, "this run": 0.25}
+    table = runs_table({"outer": outer, "inner": inner})
+    assert "0.500" in table and "0.250" in table and table.index("outer") < table.index("inner")
+
+
+def test_settings_that_differ(run, paper):
+    found = {name: values for name, *values in config_differences(run, paper)}
+    assert found["pairs.conditioned"] == [True, False]
+    assert found["pairs.sketch.kind"] == ["stroke", "pixel"]
+    assert found["pairs.sketch.strokes"][1] is None  # pixels have no strokes
+    assert "seed" not in found and not config_differences(run, run)
+
+
+def test_precision_is_that_of_the_retrieval_report(run, sets):
+    report = retrieval_report(run, sets)
+    photos, sketches = (run.encoders[m](s.images()) for m, s in zip(MODALITIES, sets))
+    labels = [[run.classes.index(s.classes[k]) for k in s.labels] for s in sets]
+    tensor = sets[0].labels.new_tensor
+    slow = evaluate_retrieval(sketches, photos, tensor(labels[1]), tensor(labels[0]))
+    assert report.metrics["mAP@all"] == pytest.approx(slow.metrics["mAP@all"], abs=1e-5)
+    assert retrieval_report(run, sets) is report
+
+
+def test_comparison_names_every_class_and_setting(runs, sets, is_png):
+    text = compare_html(runs, "one", "one/paper", lambda run: sets)
+    for words in (*sets[0].classes, "pairs.conditioned", "a random order", "45 sketches"):
+        assert words in text
+    alone = compare_html(runs, "one", "one", lambda run: sets)
+    assert "pairs.conditioned" not in alone
+    picture = compare_runs(runs["one"], runs["one/paper"], ("one", "one/paper"))
+    assert is_png(png_bytes(picture))
+
+
+def test_a_run_without_samples_is_compared(run, objects, is_png):
+    assert is_png(png_bytes(compare_runs(run, objects)))
+
+
+def test_tables_escape_what_they_show():
+    assert "<script>" not in html_table(["a"], [["<script>"], [None], [0.5]], "<b>")

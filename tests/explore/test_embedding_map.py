@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from dfsbir.explore.embedding_map import EmbeddingMap, show_map
+from dfsbir.explore.pictures import png_bytes
 
 
 @pytest.fixture(scope="module")
@@ -40,4 +41,9 @@ def test_a_place_is_chosen_and_shown(embedding_map, is_png):
     with pytest.raises(ValueError, match="90"):
         embedding_map.choose(90)
     embedding_map.choose(50)
-    assert is_png(embedding_map.neighbourhood().png()) and is_png(show_map(embedding_map).png())
+    assert is_png(png_bytes(show_map(embedding_map)))
+    picture = embedding_map.neighbourhood(width=4.0)
+    captions = [ax.get_xlabel() for ax in picture.axes]
+    name = embedding_map.names[embedding_map.label[50]]
+    assert captions.count(f"{name}\nchosen") == 2
+    assert sum("similarity" in text for text in captions) == 12

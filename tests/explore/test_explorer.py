@@ -28,17 +28,18 @@ def look_at(page, title):
     return front(page)
 
 
-def test_a_tab_is_made_when_it_is_looked_at(page, is_png):
+def test_a_tab_is_made_when_it_is_looked_at(page):
     assert isinstance(front(page), DrawPanel)
     made = [bool(box.children) for box in page.tabs.children]
     assert made == [True] + [False] * (len(page.titles) - 1)
     panel = look_at(page, "Map")
     panel.map.chosen = 7
     page.worker.wait()
-    assert is_png(panel.image.value)
+    assert panel.figure.svg
 
 
 def test_the_tab_in_front_stays_when_the_run_changes(page):
+    page.picker.value = "one"
     look_at(page, "Samples")
     page.picker.value = "one/paper"
     page.worker.wait()
@@ -59,21 +60,52 @@ def test_runs_beside_the_notebooks_are_found(run, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path / "nbs")
     page = explore()
     page.worker.wait()
-    assert page.picker.options == ("one", "one/paper")
+    assert sorted(page.picker.options) == ["one", "one/paper"]
 
 
 def test_without_a_run_a_tiny_one_is_made(run, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("dfsbir.explore.explorer.tiny_run", lambda folder: run)
-    page = explore()
+    said = []
+
+    def make(folder, report):
+        report("training the photo teacher")
+        said.append(page.children[1].value)
+        return run
+
+    monkeypatch.setattr("dfsbir.explore.explorer.tiny_run", make)
+    page = explore()  # comes back at once, with a line that says what is done
     page.worker.wait()
-    assert page.picker.options == ("tiny",) and isinstance(front(page), DrawPanel)
+    assert "photo teacher" in said[0]
+    explorer = page.children[1]
+    explorer.worker.wait()
+    assert explorer.picker.options == ("tiny",) and isinstance(front(explorer), DrawPanel)
+
+
+def test_a_run_on_objects_has_its_own_tabs(objects):
+    page = explore(str(objects.path))
+    page.worker.wait()
+    assert page.titles == ["Draw and find", "Map", "Objects", "Confusion", "Curves", "Compare"]
+    assert "procedural objects" in page.facts.value
+    assert look_at(page, "Objects").figure.svg
+    assert look_at(page, "Compare").table.value
+
+
+def test_a_tab_that_the_next_run_lacks_gives_way_to_the_first(home, objects):
+    page = explore(str(home))
+    page.runs["open"] = objects
+    page.picker.options = [*page.picker.options, "open"]
+    page.picker.value = "one"
+    look_at(page, "Walk")
+    page.picker.value = "open"
+    page.worker.wait()
+    assert page.title == "Draw and find" and isinstance(front(page), DrawPanel)
 
 
 def test_a_gallery_of_another_encoder_is_reported_in_its_tab(home, sets, paper, tmp_path):
     encoder = paper.encoders[Modality.PHOTO]
     index_photos(tmp_path / "other", sets[0], encoder, progress=False)
     page = explore(str(home), str(tmp_path / "other"))
+    page.picker.value = "one"
     page.worker.wait()
     assert "another photo encoder" in front(page).value
 

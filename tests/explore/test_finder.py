@@ -2,7 +2,8 @@
 
 import pytest
 
-from dfsbir.explore.finder import show_found
+from dfsbir.explore.finder import Found, show_found
+from dfsbir.explore.pictures import png_bytes
 
 LINE = [[0.1, 0.2], [0.8, 0.7]]
 
@@ -20,7 +21,26 @@ def test_photos_are_found_best_first(finder, is_png):
     scores = [f.score for f in found]
     assert len(found) == 12 and scores == sorted(scores, reverse=True)
     assert "2 strokes" in finder.status() and "12 of 45 photos" in finder.status()
-    assert is_png(show_found(finder).png())
+    assert is_png(png_bytes(show_found(finder)))
+
+
+def found_with(finder, scores):
+    "As if a search had found photos with these scores."
+    finder.put([LINE])
+    finder.found = [Found(None, "car", score, "file") for score in scores]
+    return finder
+
+
+def test_ties_are_reported(finder):
+    assert "tied" not in found_with(finder, [0.9, 0.8, 0.7]).status()
+    status = found_with(finder, [1.0, 1.0, 0.8, 0.5, 0.5, 0.5]).status()
+    assert "5 of them are tied" in status and "gallery" in status
+
+
+def test_scores_that_look_alike_get_more_digits(finder):
+    assert found_with(finder, [0.9, 0.3]).captions() == ["car .90", "car .30"]
+    assert found_with(finder, [0.9999, 0.9975]).captions() == ["car 0.9999", "car 0.9975"]
+    assert found_with(finder, [1.0, 1.0]).captions() == ["car 1.0", "car 1.0"]
 
 
 def test_photos_of_one_class(finder):

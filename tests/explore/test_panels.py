@@ -1,81 +1,103 @@
-"The worker and the panels, without a browser."
-
-import asyncio
-import threading
+"Panels without a browser: controls, figures, errors, widths."
 
 import pytest
 import torch
 
-pytest.importorskip("ipywidgets", reason="panels need pip install 'dfsbir[explore]'")
+pytest.importorskip("anywidget", reason="panels need pip install 'dfsbir[explore]'")
 
-from dfsbir.explore.panels import Panel, Worker
+import ipywidgets as W
+
+from dfsbir.explore.panels import Panel, control, figure_inches
 from dfsbir.explore.pictures import tiles
 from dfsbir.explore.views import View
+from dfsbir.explore.worker import Worker
 
 
-def test_worker_keeps_the_latest_of_each_owner():
-    worker, gate, done = Worker(pause=0.0), threading.Event(), []
-    worker.submit("a", gate.wait, lambda result, error: done.append("gate"))
-    while not worker.busy:
-        pass
-    for i in range(50):
-        worker.submit("a", lambda i=i: i, lambda result, error: done.append(result))
-    worker.submit("b", lambda: 1 / 0, lambda result, error: done.append(type(error)))
-    assert done == []  # submit returns at once, though the thread is held
-    gate.set()
+@pytest.fixture
+def worker():
+    return Worker(pause=0.0)
+
+
+def draw(label, step, width, seed=0):
+    if step == 3:
+        raise ValueError("three is not drawn")
+    return tiles([torch.rand(2, 1, 8, 8)], title=f"{label} {step} {seed}", width=width)
+
+
+def table(label, step, **values):
+    return f"<p>{label} {step}</p>"
+
+
+def panel_of(worker, **more):
+    choices = {"label": ["x", "y"], "step": range(5), **more}
+    panel = Panel(View("A sentence.", draw, table, **choices), worker)
+    return panel
+
+
+def test_a_panel_draws_and_says_what_it_shows(worker):
+    panel = panel_of(worker)
+    assert panel.figure.busy and not panel.figure.svg  # nothing is shown before it is drawn
     worker.wait()
-    assert done == ["gate", 49, ZeroDivisionError]
+    assert "A sentence." in panel.children[0].value
+    assert "<image" in panel.figure.svg and "x 0 0" in panel.figure.svg
+    assert panel.table.value == "<p>x 0</p>" and not panel.figure.busy
 
 
-def test_worker_delivers_on_the_loop_of_the_owner():
-    worker, threads = Worker(pause=0.0), []
-
-    def deliver(result, error):
-        threads.append((result, threading.get_ident()))
-
-    async def kernel():
-        worker.submit("a", threading.get_ident, deliver)
-        ticks = 0
-        while not threads:
-            await asyncio.sleep(0.001)
-            ticks += 1
-        return ticks
-
-    assert asyncio.run(kernel()) >= 1
-    ((worked, delivered),) = threads
-    assert delivered == threading.get_ident() != worked
-
-
-@pytest.mark.filterwarnings("ignore:a result could not be shown")
-def test_worker_survives_a_closed_loop_and_a_failing_delivery():
-    worker, done = Worker(pause=0.0), []
-
-    async def leave():
-        worker.submit("a", lambda: 1, lambda result, error: done.append("lost"))
-
-    asyncio.run(leave())
-    worker.submit("b", lambda: 2, lambda result, error: 1 / 0)
-    worker.submit("c", lambda: 3, lambda result, error: done.append(result))
-    worker.wait()
-    assert done[-1] == 3
-    worker.submit("d", threading.Event().wait, print)
-    with pytest.raises(TimeoutError):
-        worker.wait(0.05)
-
-
-def test_panel_sets_its_view_and_shows_errors(is_png):
-    worker = Worker(pause=0.0)
-
-    def draw(label, step):
-        if step == 3:
-            raise ValueError("three is not drawn")
-        return tiles([torch.rand(2, 1, 8, 8)], title=label)
-
-    panel = Panel(View(draw, label=["x", "y"], step=range(5)), worker)
-    worker.wait()
-    assert is_png(panel.image.value) and panel.status.value == ""
+def test_controls_set_the_view_and_errors_are_shown_in_words(worker):
+    panel = panel_of(worker)
     panel.controls["label"].value = "y"
     panel.controls["step"].value = 3
     worker.wait()
     assert panel.view.values == {"label": "y", "step": 3}
-    assert panel.status.value == "three is not drawn"
+    assert panel.figure.error == "three is not drawn"
+    panel.controls["step"].value = 2
+    worker.wait()
+    assert not panel.figure.error and "y 2 0" in panel.figure.svg
+
+
+def test_the_random_button_draws_another_seed(worker):
+    panel = panel_of(worker, seed=range(1000))
+    worker.wait()
+    (button,) = [w for w in panel.children[1].children if isinstance(w, W.Button)]
+    button.click()
+    worker.wait()
+    seed = panel.view.values["seed"]
+    assert panel.controls["seed"].value == seed and f"x 0 {seed}" in panel.figure.svg
+
+
+def test_without_a_seed_there_is_no_random_button(worker):
+    panel = panel_of(worker)
+    assert not [w for w in panel.children[1].children if isinstance(w, W.Button)]
+
+
+def test_a_figure_is_drawn_for_the_width_of_the_page(worker):
+    panel = panel_of(worker)
+    worker.wait()
+    wide = panel.figure.picture.width
+    panel.figure.width = 360  # as a phone's browser reports
+    worker.wait()
+    narrow = panel.figure.picture
+    assert narrow.width < 360 / 96 + 0.01 < wide
+    panel.figure.width = 370  # a scroll bar went: not worth another figure
+    worker.wait()
+    assert panel.figure.picture is narrow
+
+
+@pytest.mark.parametrize("pixels", [200, 358, 641, 1200, 5000])
+def test_figures_are_no_wider_than_the_page(pixels):
+    inches = figure_inches(pixels)
+    assert 3.0 <= inches <= 12.0 and (inches == 3.0 or inches * 96 <= pixels)
+
+
+@pytest.mark.parametrize(
+    "choices, value, kind",
+    [
+        (["a", "b"], "b", W.Dropdown),
+        (range(3, 9), 4, W.IntSlider),
+        ([4.0, 0.5], 0.5, W.SelectionSlider),
+        ([False, True], True, W.Checkbox),
+    ],
+)
+def test_each_kind_of_choice_has_its_widget(choices, value, kind):
+    widget = control("name", choices, value)
+    assert isinstance(widget, kind) and widget.value == value and widget.description == "name"

@@ -8,8 +8,8 @@ from PIL import Image
 pytest.importorskip("anywidget", reason="the map needs pip install 'dfsbir[explore]'")
 
 from dfsbir.explore.embedding_map import EmbeddingMap
-from dfsbir.explore.panels import Worker
 from dfsbir.explore.photo_map import MapPanel, photo_map
+from dfsbir.explore.worker import Worker
 
 
 def test_the_widget_holds_every_place_and_picture(run, sets):
@@ -20,13 +20,15 @@ def test_the_widget_holds_every_place_and_picture(run, sets):
         assert sheet.size == (25 * 32, 4 * 32)
 
 
-def test_a_click_shows_neighbours(run, sets, is_png):
+def test_a_click_shows_neighbours(run, sets):
     worker = Worker(pause=0.0)
     panel = MapPanel(run, lambda run: sets, worker)
+    assert panel.figure.busy and not panel.figure.svg
     worker.wait()
+    assert not panel.figure.busy and not panel.figure.svg  # nothing before the first click
     panel.map.chosen = 7
     worker.wait()
-    assert is_png(panel.image.value) and panel.status.value.startswith("photo 7, ")
+    assert panel.figure.svg.count("<image") == 14 and "photo 7" in panel.status.value
 
 
 def test_images_that_cannot_be_read_are_reported(run):
@@ -36,4 +38,4 @@ def test_images_that_cannot_be_read_are_reported(run):
     worker = Worker(pause=0.0)
     panel = MapPanel(run, missing, worker)
     worker.wait()
-    assert panel.status.value == "no test photos" and panel.map is None
+    assert panel.figure.error == "no test photos" and panel.map is None

@@ -1,16 +1,65 @@
-"Figures outside of pyplot."
+"Figures outside of pyplot, laid out for a width, as PNG and SVG."
+
+import re
 
 import matplotlib.pyplot as plt
 import pytest
 import torch
 
-from dfsbir.explore.pictures import short, tiles
+from dfsbir.explore.pictures import Picture, png_bytes, short, shortened, tiles
 
 
 def test_a_picture_is_unknown_to_pyplot(is_png):
     before = plt.get_fignums()
     picture = tiles([torch.rand(3, 1, 8, 8), torch.rand(2, 3, 8, 8)], title="two rows")
-    assert is_png(picture.png()) and plt.get_fignums() == before
+    assert is_png(png_bytes(picture)) and plt.get_fignums() == before
+
+
+def boxes(picture):
+    "Places of the axes in inches from the upper left corner, once the picture is drawn."
+    picture.svg()
+    width, height = picture.get_size_inches()
+    found = []
+    for ax in picture.axes:
+        x0, y0, x1, y1 = ax.get_position().extents
+        found.append((x0 * width, (1 - y1) * height, x1 * width, (1 - y0) * height))
+    return found
+
+
+@pytest.mark.parametrize("width", [3.0, 3.6, 6.0, 12.0])
+@pytest.mark.parametrize("columns", [1, 7, 16])
+def test_rows_fit_every_width_and_nothing_overlaps(width, columns):
+    picture = Picture(width, "a title that is long enough to need two lines on a phone, surely")
+    images = torch.rand(columns, 3, 4, 4)
+    captions = [["one\ntwo"] * columns] * 2
+    picture.tiles([images, images], captions, ["photo", "sketch"])
+    picture.plots(3)
+    places = boxes(picture)
+    assert len(places) == 2 * columns + 3
+    height = picture.get_size_inches()[1]
+    for x0, y0, x1, y1 in places:
+        assert x0 >= 0 and y0 >= 0 and x1 <= width + 1e-6 and y1 <= height + 1e-6
+    for i, a in enumerate(places):
+        for b in places[i + 1 :]:
+            apart = a[2] <= b[0] + 1e-6 or b[2] <= a[0] + 1e-6
+            assert apart or a[3] <= b[1] + 1e-6 or b[3] <= a[1] + 1e-6
+
+
+def test_blocks_of_images_are_of_equal_length():
+    picture = tiles([torch.rand(8, 1, 4, 4)], width=7.0, side=0.95)
+    tops = [round(place[1], 3) for place in boxes(picture)]
+    assert [tops.count(top) for top in sorted(set(tops))] == [4, 4]
+
+
+def test_images_keep_their_own_pixels_in_svg():
+    svg = tiles([torch.rand(2, 3, 8, 8)], [["a", "b"]]).svg()
+    assert svg.count("<image") == 2
+    assert re.findall(r"<!-- (\w+) -->", svg) == ["a", "b"]  # captions can be read back
+
+
+def test_a_transparent_svg_has_no_background():
+    picture = tiles([torch.rand(1, 3, 8, 8)])
+    assert "#ffffff" in picture.svg() and "#ffffff" not in picture.svg(transparent=True)
 
 
 @pytest.mark.parametrize(
@@ -18,3 +67,9 @@ def test_a_picture_is_unknown_to_pyplot(is_png):
 )
 def test_short_numbers(number, text):
     assert short(number) == text
+
+
+def test_captions_are_cut_to_their_place():
+    assert shortened("fish\nteacher .98", 1.0) == "fish\nteacher .98"
+    first, second = shortened("a very long name of a class\nshort", 1.0).split("\n")
+    assert len(first) <= 15 and first.endswith("…") and second == "short"

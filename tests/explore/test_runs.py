@@ -1,6 +1,8 @@
 "Runs opened for reading."
 
 import json
+import os
+import shutil
 
 import pytest
 import torch
@@ -14,10 +16,43 @@ from dfsbir.explore.samples import sample_pairs
 
 def test_runs_are_found_by_name_and_nothing_is_written(home, run):
     before = sorted(home.rglob("*"))
-    assert list(find_runs(home)) == ["one", "one/paper"]
+    assert sorted(find_runs(home)) == ["one", "one/paper"]
     assert list(find_runs(home / "one" / "paper")) == ["paper"]
     assert run.generators and run.teachers and run.encoders and run.metrics() and run.previews
     assert sorted(home.rglob("*")) == before
+
+
+def test_the_newest_run_comes_first(home, tmp_path):
+    for name, age in (("b", 20), ("a", 30), ("c", 10)):
+        shutil.copytree(home / "one" / "encoders", tmp_path / name / "encoders")
+        shutil.copy(home / "one" / "config.json", tmp_path / name)
+        file = tmp_path / name / "encoders" / "photo.safetensors"
+        now = file.stat().st_mtime
+        os.utime(file, (now - age, now - age))
+    assert list(find_runs(tmp_path)) == ["c", "b", "a"]
+
+
+def test_runs_on_objects_are_found_and_have_no_generators(objects):
+    (found,) = find_runs(objects.path.parent).values()
+    assert found.pairs_kind == "objects" and found.classes
+    with pytest.raises(ValueError, match="estimators"):
+        _ = found.generators
+
+
+def test_runs_of_other_methods_are_left_out(home, tmp_path):
+    shutil.copytree(home / "one" / "encoders", tmp_path / "other" / "encoders")
+    file = tmp_path / "other" / "config.json"
+    file.write_text(json.dumps({"parameters": {"method": "another"}}))
+    shutil.copytree(home / "one" / "encoders", tmp_path / "alone" / "encoders")
+    assert find_runs(tmp_path) == {}
+
+
+def test_a_tiny_run_reports_what_it_does(tmp_path):
+    said = []
+    small = {"images": 50, "epochs": 1, "warmup": 2, "student_steps": 1}
+    tiny_run(tmp_path, ("car", "fish"), **small, report=said.append)
+    assert "photo teacher" in said[0] and "sketch teacher" in said[1]
+    assert "4 of 4" in said[-1]
 
 
 def test_generators_come_back_as_they_were_saved(run):

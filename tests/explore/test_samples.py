@@ -4,7 +4,18 @@ import pytest
 import torch
 
 from dfsbir.core.types import MODALITIES, Modality
-from dfsbir.explore.samples import blend_classes, sample_drawing, sample_pairs, show_samples
+from dfsbir.explore.samples import (
+    ORDERS,
+    blend_classes,
+    nearest_images,
+    pair_confidence,
+    procedural_pairs,
+    sample_drawing,
+    sample_pairs,
+    select_pairs,
+    show_objects,
+    show_samples,
+)
 from dfsbir.inversion.generators import PixelGenerator
 
 
@@ -23,6 +34,69 @@ def test_pairs_of_an_unconditioned_run_are_of_the_class_for_its_teachers(paper):
     for name in missing:
         with pytest.raises(ValueError, match=name):
             show_samples(paper, name, n=3)
+
+
+def lowest_confidence(run, pairs):
+    "The smaller confidence of the two teachers in each pair's class, slowly."
+    found = []
+    for i in range(len(pairs)):
+        k = pairs.label[i]
+        both = [run.posteriors("teacher", m, pairs.of(m)[i : i + 1])[0, k] for m in MODALITIES]
+        found.append(min(float(p) for p in both))
+    return found
+
+
+def test_confidence_is_that_of_the_own_class(run):
+    pairs = sample_pairs(run, "car", 6)
+    confidence = pair_confidence(run, pairs)["teacher"]
+    lowest = torch.minimum(*(confidence[m] for m in MODALITIES))
+    assert lowest.tolist() == pytest.approx(lowest_confidence(run, pairs), abs=1e-5)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_pairs_are_filtered_and_sorted_by_confidence(run, order):
+    pairs = sample_pairs(run, "car", 24)
+    every = lowest_confidence(run, pairs)
+    middle = sorted(every)[12]
+    kept = lowest_confidence(run, select_pairs(run, pairs, middle - 1e-6, order))
+    wanted = [p for p in every if p >= middle - 1e-6]
+    if order != "as drawn":
+        wanted.sort(reverse=order == "most confident first")
+    assert kept == pytest.approx(wanted, abs=1e-5) and 0 < len(kept) < 24
+
+
+def test_a_bound_that_no_sample_reaches_is_reported(run):
+    with pytest.raises(ValueError, match="lower bound"):
+        show_samples(run, "car", least=1.01)
+
+
+def test_the_nearest_test_image_is_the_nearest(run, sets):
+    samples = sample_pairs(run, "fish", 3)
+    for m, images in zip(MODALITIES, sets):
+        places, similarity = nearest_images(run, samples.of(m), images)
+        encoder = run.encoders[m]
+        slow = encoder(samples.of(m)) @ encoder(images.images()).T
+        assert places == slow.argmax(1).tolist()
+        torch.testing.assert_close(similarity, slow.max(1).values, atol=1e-5, rtol=0)
+
+
+def captions(picture):
+    return [ax.get_xlabel() for ax in picture.axes]
+
+
+def test_samples_carry_class_and_numbers_with_words(run, sets):
+    shown = captions(show_samples(run, "fish", n=3, test_images=sets))
+    assert len(shown) == 4 * 3  # sample and nearest test image, of photo and sketch
+    own = [text for text in shown if "teacher" in text]
+    assert len(own) == 6 and all(t.startswith("fish\n") and "student" in t for t in own)
+    assert all("similarity" in text for text in shown if text not in own)
+
+
+def test_objects_are_shown_with_what_they_are_taken_for(objects):
+    shown = captions(show_objects(objects, seed=1, n=3))
+    assert len(shown) == 6 and all("teacher" in t and "student" in t for t in shown)
+    first, again = (procedural_pairs(objects, 2, 5) for _ in range(2))
+    assert torch.equal(first.photo, again.photo)
 
 
 def test_a_drawing_is_what_the_generator_draws(run):

@@ -8,9 +8,9 @@ pytest.importorskip("anywidget", reason="the pad needs pip install 'dfsbir[explo
 import ipywidgets as W
 
 from dfsbir.explore.finder import Found
-from dfsbir.explore.panels import Worker
 from dfsbir.explore.samples import sample_drawing
 from dfsbir.explore.sketch_pad import DrawPanel, found_html
+from dfsbir.explore.worker import Worker
 
 LINE = [[0.1, 0.2], [0.8, 0.7]]
 
@@ -54,18 +54,29 @@ def test_an_estimated_drawing_is_put_undone_and_cleared(panel, run, finder):
     assert panel.pad.strokes == [] and panel.cards.value.count("<img") == 0
 
 
+def test_another_drawing_of_the_class(panel, run):
+    press(panel, "dfs-random")
+    seed = panel.seed.value
+    assert panel.svg.value == sample_drawing(run, run.classes[0], seed)[0]
+
+
+def test_the_tab_says_what_it_shows(panel):
+    assert "Look for" in panel.children[0].value
+
+
 def test_strokes_outside_the_canvas_are_reported_not_raised(panel, worker):
     panel.pad.strokes = [[[5.0, 5.0], [6.0, 6.0]]]
     worker.wait()
     assert "canvas" in panel.status.value
 
 
-def test_a_run_with_pixel_sketches_offers_no_drawings(paper, finder, worker):
-    panel = DrawPanel(paper, finder, worker)
+@pytest.mark.parametrize("kind", ["paper", "objects"])
+def test_a_run_without_strokes_offers_no_drawings(kind, finder, worker, request):
+    panel = DrawPanel(request.getfixturevalue(kind), finder, worker)
     assert not [b for b in find_widgets(panel, W.Button) if "dfs-put" in b._dom_classes]
 
 
 def test_cards_escape_what_files_are_called():
     found = Found(Image.new("RGB", (8, 8)), "<b>", 0.5, 'a"><script>.jpg')
-    cards = found_html([found], 3)
+    cards = found_html([found], ["<b> .50"], 3)
     assert "<script>" not in cards and "&lt;b&gt; .50" in cards

@@ -3,9 +3,33 @@
 import json
 
 import pytest
+import torch
+import torch.nn.functional as F
 
+from dfsbir.core.checkpoint import load_state
+from dfsbir.core.types import MODALITIES
+from dfsbir.crossx.build import build_crossx
 from dfsbir.explore.runs import Run
-from dfsbir.explore.training_steps import show_curves, show_step
+from dfsbir.explore.training_steps import preview_classes, read_preview, show_curves, show_step
+
+
+def test_a_preview_is_cut_into_the_images_that_were_saved(run):
+    "The last one, beside what the loaded run draws."
+    crossx = build_crossx(*run.teachers.values(), run.config)
+    crossx.load_state_dict(load_state(run.path / "checkpoints" / "last.safetensors"))
+    pairs = crossx.preview()
+    rows = read_preview(run.previews[max(run.previews)])
+    assert [run.classes[k] for k in pairs.label] == preview_classes(run, len(pairs.label))
+    for m, row in zip(MODALITIES, rows):
+        images = pairs.of(m).expand(-1, 3, -1, -1)
+        wanted = F.interpolate(images, (64, 64), mode="bilinear", antialias=True)
+        torch.testing.assert_close(torch.stack(row), wanted, atol=0.5 / 255 + 1e-5, rtol=0)
+
+
+def test_classes_are_named_under_the_saved_pairs(run, paper):
+    captions = [ax.get_xlabel() for ax in show_step(run, max(run.previews)).axes[:16]]
+    assert {text for text in captions if text} == set(run.classes)
+    assert set(preview_classes(paper, 16)) == {""}  # its generators are given no class
 
 
 def test_steps_and_logs_that_are_not_there(run, tmp_path):

@@ -29,7 +29,7 @@ from .finder import Finder
 from .page import page_style, progress_line
 from .panels import Panel
 from .photo_map import MapPanel
-from .runs import Run, find_runs, tiny_run
+from .runs import Run, find_runs, nearby, tiny_run
 from .sketch_pad import DrawPanel
 from .views import views
 from .worker import Worker
@@ -40,7 +40,11 @@ from ..search.searcher import Searcher
 # %% ../../nbs/11_explore/16_explorer.ipynb #8239e0d9
 def facts_html(run: Run) -> str:
     "What a run is and what it was measured at, in a line."
-    kinds = {"estimates": "estimated pairs", "objects": "procedural objects"}
+    kinds = {
+        "estimates": "estimated pairs",
+        "objects": "procedural objects",
+        "pyramid": "pictures optimised one by one",
+    }
     facts = [
         f"{len(run.classes)} classes",
         f"learnt from {kinds.get(run.pairs_kind, run.pairs_kind)}",
@@ -129,27 +133,19 @@ class Explorer(W.VBox):
 
         self.worker.submit(box, lambda: Finder(Searcher(self.gallery_of(run), run.encoders)), show)
 
-# %% ../../nbs/11_explore/16_explorer.ipynb #ffa6acd3
-def _near(path) -> Path:
-    "A relative path, looked up from here and from the folder above: notebooks run in nbs/."
-    places = (Path(path), Path("..") / path)
-    return next((place for place in places if place.exists()), Path(path))
-
-
+# %% ../../nbs/11_explore/16_explorer.ipynb #30e2627e
 def measured_images(
     run: Run,
     n: int = 300,  # of each modality, at most
 ) -> tuple[ImageSet, ImageSet]:  # photos, sketches
     "Images that no teacher was trained on: of the toy set, or of the folders in the run's config."
-    parameters = run.parameters
-    if "dataset" not in parameters and (run.path.parent / "config.json").is_file():
-        parameters = Run(run.path.parent).parameters  # a second preset lies inside the run
+    parameters = run.experiment
     if parameters.get("dataset", "toy") == "toy":
         size, classes = run.config.sizes["photo"], sorted(run.classes)
         return toy_pairs(n, size=size, classes=classes, split="test")
     found = []
     for m in MODALITIES:
-        folder = _near(parameters[f"{m}_test"])
+        folder = nearby(parameters[f"{m}_test"])
         images = read_folder(folder, m, parameters["size"], cached=False)
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
         found.append(images.take(order[:n].sort().values))
@@ -164,7 +160,7 @@ def explorer_sources(
     "Runs, test images and galleries. Raises FileNotFoundError where a named folder has no run."
     scratch = Path(tempfile.mkdtemp(prefix="dfsbir-"))
     atexit.register(shutil.rmtree, scratch, ignore_errors=True)
-    found = find_runs(_near(runs or "runs"))
+    found = find_runs(nearby(runs or "runs"))
     if runs and not found:
         raise FileNotFoundError(
             f"{runs} holds no finished run: wanted folders with config.json and encoders/, "
@@ -177,7 +173,7 @@ def explorer_sources(
 
     def gallery_of(run):
         if gallery:
-            return Gallery(_near(gallery))
+            return Gallery(nearby(gallery))
         encoder = run.encoders[Modality.PHOTO]
         folder = scratch / encoder_id(encoder)[:12]
         return index_photos(folder, test_images(run)[0], encoder, progress=False)

@@ -82,13 +82,17 @@ def views(
     runs: dict[str, Run] | None = None,  # all runs by name, for comparing
 ) -> dict[str, View]:
     "The figures of a run with their controls, by title."
-    found = _estimator_views(run, test_images) if run.pairs_kind == "estimates" else {}
-    if not found:
+    found = {}
+    if run.pairs_kind == "objects":
         found["Objects"] = View(
             ABOUT["Objects"],
             lambda seed, width: show_objects(run, seed, width=width),
             seed=SEEDS,
         )
+    if run.pairs_kind == "estimates":
+        found |= _estimator_views(run, test_images)
+    elif run.previews:
+        found["Training"] = _training_view(run)
 
     def mistakes(width, **values):
         modality, who = values["of the"].split()
@@ -141,11 +145,7 @@ def _estimator_views(run: Run, test_images: Callable) -> dict[str, View]:
         )
     }
     if run.previews:
-        found["Training"] = View(
-            ABOUT["Training"],
-            lambda step, width: show_step(run, step, width),
-            step=list(run.previews)[::-1],
-        )
+        found["Training"] = _training_view(run)
     found["Walk"] = View(
         ABOUT["Walk"],
         walk,
@@ -162,6 +162,15 @@ def _estimator_views(run: Run, test_images: Callable) -> dict[str, View]:
         seed=SEEDS,
     )
     return found
+
+
+def _training_view(run: Run) -> View:
+    "The saved pairs at each step, the last one first."
+    return View(
+        ABOUT["Training"],
+        lambda step, width: show_step(run, step, width),
+        step=list(run.previews)[::-1],
+    )
 
 
 def _compare_view(run: Run, test_images: Callable, runs: dict[str, Run]) -> View:

@@ -62,7 +62,8 @@ FAULTS = """() => {
   const seen = e => e.offsetParent && box(e).width > 1;
   for (const image of document.querySelectorAll('.dfs-page img'))
     if (seen(image) && image.complete && !image.naturalWidth) found.push('broken picture');
-  const kinds = ['pad', 'map', 'found', 'figure-place', 'note', 'status', 'about', 'facts', 'tools'];
+  const kinds = ['pad', 'map', 'found', 'figure-place', 'note', 'status', 'about', 'facts',
+    'tools'];
   const parts = [...document.querySelectorAll(kinds.map(k => `.dfs-page .dfs-${k}`).join() +
     ', .dfs-page .widget-button, .dfs-page .widget-dropdown, .dfs-page .widget-slider' +
     ', .dfs-page .lm-TabBar-tab')].filter(seen);
@@ -76,7 +77,8 @@ FAULTS = """() => {
   for (const a of parts) for (const b of parts) {
     if (a === b || a.contains(b) || b.contains(a)) continue;
     const p = box(a), q = box(b);
-    if (p.left < q.right - 1 && q.left < p.right - 1 && p.top < q.bottom - 1 && q.top < p.bottom - 1)
+    const across = p.left < q.right - 1 && q.left < p.right - 1;
+    if (across && p.top < q.bottom - 1 && q.top < p.bottom - 1)
       found.push('overlap: ' + a.className + ' / ' + b.className);
   }
   return found;
@@ -410,7 +412,7 @@ def test_voila_page(voila, browser, shots):
 
 
 def test_an_error_is_shown_in_words(voila, browser):
-    "A bound that no sample of this run reaches: the figure gives way to a sentence, and comes back."
+    "A bound that no sample reaches: the figure gives way to a sentence, and comes back."
     port, log = voila
     page, errors = open_page(browser)
     page.goto(f"http://127.0.0.1:{port}/?theme=dark")

@@ -27,9 +27,7 @@ def measured(home, tmp_path):
     folder = tmp_path / "one"
     shutil.copytree(home / "one", folder)
     config = json.loads((folder / "config.json").read_text())
-    config["parameters"]["preset"] = "both"
-    crossx = {f"crossx.{k}": v for k, v in config["parameters"].items() if k != "preset"}
-    config["parameters"] = {"preset": "both", **crossx}
+    config["parameters"] = {"dataset": "toy", "preset": "both"}
     (folder / "config.json").write_text(json.dumps(config))
     return Run(folder), Run(folder / "paper")
 

@@ -26,6 +26,21 @@ def test_the_explorer_comes_behind_a_line(home):
     assert isinstance(explorer, Explorer) and "one" in explorer.runs
 
 
+def test_a_run_that_is_made_reports_how_far_it_is(run, monkeypatch, tmp_path):
+    seen = []
+
+    def make(folder, report):
+        report("training the photo teacher")
+        seen.append(page.children[1].value)
+        return run
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("dfsbir.explore.explorer.tiny_run", make)
+    page = open_explorer()
+    page.worker.wait()
+    assert "photo teacher" in seen[0] and list(page.children[1].runs) == ["tiny"]
+
+
 def test_a_folder_without_runs_is_reported_in_the_page(tmp_path):
     page = open_explorer(str(tmp_path))
     page.worker.wait()

@@ -12,6 +12,7 @@ from dfsbir.core.types import MODALITIES, Modality
 from dfsbir.crossx.build import build_crossx
 from dfsbir.explore.runs import Run, find_runs, tiny_run
 from dfsbir.explore.samples import sample_pairs
+from dfsbir.teachers.loading import save_teacher
 
 
 def test_runs_are_found_by_name_and_nothing_is_written(home, run):
@@ -69,10 +70,54 @@ def test_generators_come_back_as_they_were_saved(run):
 def test_what_is_no_run_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"config\.json"):
         Run(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps({"parameters": {}}))
+    config = {"parameters": {}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="CrossX"):
+        Run(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({**config, "crossx": {}}))
     run = Run(tmp_path)
     with pytest.raises(FileNotFoundError, match="teachers/"):
         _ = run.teachers
+
+
+def experiment_run(home, folder, **parameters):
+    "A copy of a run without its teachers, as an experiment with brought teachers leaves it."
+    shutil.copytree(home / "one", folder, ignore=shutil.ignore_patterns("teachers", "paper"))
+    config = json.loads((folder / "config.json").read_text())
+    given = {"dataset": "toy", "size": 32, "teacher_size": 0, "aliases": ""}
+    for m in MODALITIES:
+        given |= {f"{m}_teacher": str(home / "one" / "teachers" / f"{m}.safetensors")}
+        given |= {f"{m}_card": ""}
+    config["parameters"] = {**given, **parameters}
+    (folder / "config.json").write_text(json.dumps(config))
+    return Run(folder)
+
+
+def test_teachers_that_were_brought_along_are_read_where_they_were(home, run, tmp_path):
+    brought = experiment_run(home, tmp_path / "run")
+    x = sample_pairs(run, "car", 2)
+    for m in MODALITIES:
+        wanted = run.posteriors("teacher", m, x.of(m))
+        assert torch.equal(brought.posteriors("teacher", m, x.of(m)), wanted)
+
+
+def test_a_brought_teacher_that_has_changed_is_refused(home, tmp_path):
+    file = tmp_path / "photo.safetensors"
+    teacher = Run(home / "one").teachers[Modality.PHOTO]
+    with torch.no_grad():
+        next(teacher.net.parameters()).add_(1.0)
+    save_teacher(teacher, file)
+    changed = experiment_run(home, tmp_path / "run", photo_teacher=str(file))
+    with pytest.raises(ValueError, match="changed"):
+        _ = changed.teachers
+
+
+def test_aliases_of_the_experiment(home, tmp_path):
+    text = json.dumps({"automobile": "car"})
+    assert experiment_run(home, tmp_path / "a", aliases=text).aliases == {"automobile": "car"}
+    (tmp_path / "table.json").write_text(text)
+    file = str(tmp_path / "table.json")
+    assert experiment_run(home, tmp_path / "b", aliases=file).aliases == {"automobile": "car"}
 
 
 def test_a_tiny_run_is_opened_again_not_made_again(home, run):

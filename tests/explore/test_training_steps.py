@@ -16,7 +16,8 @@ from dfsbir.explore.training_steps import preview_classes, read_preview, show_cu
 def test_a_preview_is_cut_into_the_images_that_were_saved(run):
     "The last one, beside what the loaded run draws."
     crossx = build_crossx(*run.teachers.values(), run.config)
-    crossx.load_state_dict(load_state(run.path / "checkpoints" / "last.safetensors"))
+    state = load_state(run.path / "checkpoints" / "last.safetensors")
+    crossx.pairs.load_state_dict(state["pairs"])
     pairs = crossx.preview()
     rows = read_preview(run.previews[max(run.previews)])
     assert [run.classes[k] for k in pairs.label] == preview_classes(run, len(pairs.label))
@@ -35,7 +36,7 @@ def test_classes_are_named_under_the_saved_pairs(run, paper):
 def test_steps_and_logs_that_are_not_there(run, tmp_path):
     with pytest.raises(ValueError, match="7777"):
         show_step(run, 7777)
-    (tmp_path / "config.json").write_text(json.dumps({"parameters": {}}))
+    (tmp_path / "config.json").write_text(json.dumps({"parameters": {}, "crossx": {}}))
     empty = Run(tmp_path)
     with pytest.raises(ValueError, match="logged nothing"):
         show_curves(empty)

@@ -34,7 +34,7 @@ SLOW = (  # files and folders of tests that take minutes, the slowest first
     "explore/test_tour.py",
     "finegrained",
     "crossx",
-    "test_experiments.py",
+    "experiments",
     "test_readme.py",
     "test_docs.py",
     "test_package.py",

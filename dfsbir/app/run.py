@@ -20,6 +20,7 @@ from dfsbir.app.parameters import (
     notebook_parameters,
 )
 from ..core.checkpoint import require_writable
+from ..crossx.experiment import check_start
 
 # %% ../../nbs/12_app/07_run.ipynb #8edb47106e1a46a883d545849b8ab81b
 def run_notebook(
@@ -32,7 +33,9 @@ def run_notebook(
     except ImportError as error:
         raise ImportError(RUN_EXTRA) from error
     notebook = find_notebook()
-    run = Path(check_values(notebook_parameters(notebook), values)["run_folder"])
+    parameters = check_values(notebook_parameters(notebook), values)
+    check_start(parameters)  # a start that would fail changes nothing in an earlier run's folder
+    run = Path(parameters["run_folder"])
     output = Path(output or run / EXPERIMENT)
     for folder in (run, output.parent):
         require_writable(folder, 100_000_000)

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'ToyData', 'FolderData', 'TeacherRecipe', 'trained_teacher', 'teacher_classes', 'brought_teacher',
-           'check_choice', 'read_names', 'split_changes', 'Setup', 'Record', 'device_name', 'peak_memory_mb',
-           'group_classes', 'Question', 'whole_question', 'plan_questions', 'embed_test', 'alternative_images',
-           'result_rows', 'append_once']
+           'check_choice', 'read_names', 'split_changes', 'Setup', 'prepare_experiment', 'open_run', 'check_start',
+           'Record', 'device_name', 'peak_memory_mb', 'group_classes', 'Question', 'whole_question', 'plan_questions',
+           'embed_test', 'alternative_images', 'result_rows', 'append_once']
 
-# %% ../../nbs/07_crossx/04_experiment.ipynb #2d208ed3
+# %% ../../nbs/07_crossx/04_experiment.ipynb #5ed21c0b
 import hashlib
 import json
 import platform
@@ -27,6 +27,7 @@ from torch import Tensor
 from ..core.checkpoint import read_card, write_atomic
 from ..core.config import flatten, nearest_name, read_table
 from ..core.device import fork_rng, make_fabric, release_memory
+from ..core.run_folder import RunFolder
 from ..core.types import MODALITIES, Modality
 from .build import build_distiller, config_for_teachers
 from .config import CrossXConfig
@@ -259,7 +260,7 @@ def brought_teacher(
         return imagenet_teacher(size)
     return load_teacher(checkpoint, {**(card or {}), "modality": str(modality)})
 
-# %% ../../nbs/07_crossx/04_experiment.ipynb #6a1391b6
+# %% ../../nbs/07_crossx/04_experiment.ipynb #a0d3c32f
 def check_choice(what: str, value, choices: Iterable):
     "Raises ValueError unless the value is one of the choices."
     choices = [str(c) for c in choices]
@@ -423,6 +424,38 @@ class Setup:
                     stand_ins, class_map, config_for_teachers(config, stand_ins), make_fabric("cpu")
                 )
         return class_map
+
+
+def prepare_experiment(
+    p: Mapping,  # all parameters of run_experiment.ipynb
+) -> tuple[Setup, dict[str, CrossXConfig]]:  # and a config for each preset
+    "Everything that can be read and checked before the run folder is touched."
+    check_choice("preset", p["preset"], [*CrossXConfig.PRESETS, "both"])
+    presets = ["dfsbir", "paper"] if p["preset"] == "both" else [p["preset"]]
+    setup = Setup.of(p)
+    shared, own = split_changes(read_table(p["changes"], "changes"), CrossXConfig.PRESETS)
+    configs = {name: setup.config(name, shared, own[name]) for name in presets}
+    setup.data.check(MODALITIES if p["ceiling"] else setup.trained)
+    setup.rehearse(configs.values(), dict.fromkeys(MODALITIES))
+    return setup, configs
+
+
+def open_run(
+    p: Mapping,  # all parameters of a notebook
+    config: CrossXConfig,
+    need_bytes: int = 200_000_000,  # disk space that it needs
+) -> RunFolder:
+    "The run folder; config.json gets every parameter, but those that only say where things lie."
+    places = ("run_folder", "teachers_folder", "results")
+    decisive = {name: value for name, value in p.items() if name not in places}
+    decisive |= {f"crossx.{name}": value for name, value in config.flat().items()}
+    return RunFolder(p["run_folder"], decisive, need_bytes)
+
+
+def check_start(p: Mapping):  # all parameters of run_experiment.ipynb
+    "Raises whatever would stop the notebook before its first teacher; nothing of a run changes."
+    _, configs = prepare_experiment(p)
+    open_run(p, next(iter(configs.values()))).close()
 
 # %% ../../nbs/07_crossx/04_experiment.ipynb #fbd1f04d
 class Record(dict):

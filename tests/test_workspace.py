@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, SLOW, TESTS
 from packaging.requirements import Requirement
 from packaging.version import Version
 
@@ -192,9 +192,14 @@ def test_a_title_and_one_line_that_becomes_the_docstring(path):
 
 def test_tests_mirror_the_package():
     "A folder of tests has the name of a folder of the package, which its tests are about."
-    folders = {path.parent for path in (ROOT / "tests").rglob("test_*.py")} - {ROOT / "tests"}
+    folders = {path.parent for path in TESTS.rglob("test_*.py")} - {TESTS}
     known = {name.partition(".")[0] for name in NOTEBOOK}
     assert {folder.name for folder in folders} <= known
+
+
+def test_slow_tests_exist():
+    "Those that conftest.py starts first; a renamed file would run last unnoticed."
+    assert not [name for name in SLOW if not (TESTS / name).exists()]
 
 
 # ---- imports go one way

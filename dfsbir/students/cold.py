@@ -20,8 +20,8 @@ from ..core.config import Config
 from ..core.device import make_fabric
 from ..core.types import MODALITIES, Modality, Normalizer, PairBatch
 from ..data.augment import augment_batch
-from ..inversion.pyramid import TermLog
 from ..losses.metric import proxy_anchor_loss
+from ..losses.term_log import TermLog
 from .distillation import Students
 from .encoder import Encoder, HeadSpec, encoder_from_teacher
 from .heads import MetricSpace

@@ -297,7 +297,7 @@ A grid file is YAML:
     seed: [0, 1, 2]               # a list is crossed: each value makes a job of its own
   cells:                          # each entry changes some parameters
     - method: [teachers, crossx-dfsbir]
-    - {method: crossx-dfsbir, variant: no alignment, changes: {w_align: 0}}
+    - {method: crossx-dfsbir, variant: no alignment, changes: {pairs.loss.align: 0}}
 
 That is nine jobs. Start the same command again at any time: jobs that are done are not run
 again, jobs that were stopped go on."""

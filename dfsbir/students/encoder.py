@@ -133,13 +133,13 @@ def _net_recipe(teacher: Teacher, net: str | None, warm: bool) -> dict:
     if net is not None and warm:
         raise ValueError(
             "a student of another architecture cannot start with the teacher's weights: "
-            "set warm=False (warm_start in a config)"
+            "set warm=False (students.start.kind 'cold' in a config)"
         )
     if net is None and not teacher.card.get("source"):
         raise ValueError(
             "this teacher's net cannot be rebuilt by name (it came as a module or a program): "
             "name a student net, for instance net='dfsbir/small', with warm=False "
-            "(student_net and warm_start in a config)"
+            "(students.start.net, with students.start.kind 'cold', in a config)"
         )
     source, _, name = (net or f"{teacher.card['source']}/{teacher.card['name']}").partition("/")
     return {"source": source, "name": name, "classes": len(teacher.classes)}

@@ -195,7 +195,7 @@ def _read_pickle(path):
             "safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
         ) from e
 
-# %% ../../nbs/00_core/02_checkpoint.ipynb #178e9a33
+# %% ../../nbs/00_core/02_checkpoint.ipynb #cddbf4a7
 _NESTED = (
     "state_dict",
     "model_state_dict",
@@ -238,7 +238,7 @@ def _is_of_a_loss(name):
     first = name.partition(".")[0]
     return name != first and ("loss" in first or first == "criterion")
 
-
+# %% ../../nbs/00_core/02_checkpoint.ipynb #a32d919b
 def _require_numbers(weights, path):
     "Raises UnsafeCheckpoint if a weight is NaN."
     broken = [k for k, v in weights.items() if v.is_floating_point() and v.isnan().any()]

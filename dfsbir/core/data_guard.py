@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 
-# %% ../../nbs/00_core/03_data_guard.ipynb #c36b0d4d
+# %% ../../nbs/00_core/03_data_guard.ipynb #dbafce7e
 class DataFreeViolation(RuntimeError):
     "Training data was asked for where the method claims to need none."
 
@@ -55,7 +55,7 @@ def _guards(current=_current, active=_active, this_thread=threading.current_thre
     thread = this_thread()
     return tuple(guard for guard in active if thread not in guard.threads)
 
-
+# %% ../../nbs/00_core/03_data_guard.ipynb #36d43072
 def _is_reading(mode, flags):
     "Whether an `open` event is for reading; `os.open` reports flags alone."
     if mode is not None:
@@ -88,7 +88,7 @@ def _audit(event, args, guards=_guards, is_reading=_is_reading, suffixes=DATA_SU
 
 sys.addaudithook(_audit)
 
-
+# %% ../../nbs/00_core/03_data_guard.ipynb #032798d7
 @contextmanager
 def data_free(
     allow=(),  # folders whose files may be read all the same

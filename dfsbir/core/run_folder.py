@@ -61,7 +61,7 @@ def _differences(
         if name not in there or name not in here or there[name] != here[name]
     )
 
-# %% ../../nbs/00_core/04_run_folder.ipynb #51541bf9
+# %% ../../nbs/00_core/04_run_folder.ipynb #036e4b19
 class RunFolderInUse(RuntimeError):
     "Another process is writing to this run folder."
 
@@ -80,7 +80,7 @@ def _lock(
         ) from e
     return lock
 
-
+# %% ../../nbs/00_core/04_run_folder.ipynb #5e7d1894
 class RunFolder:
     "One run on disk: its parameters, log, checkpoints, pictures and encoders."
 

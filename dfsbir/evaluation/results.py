@@ -122,7 +122,7 @@ def read_results(
             latest[key] = {**row, "seed": int(row["seed"]), **numbers}
     return list(latest.values())
 
-# %% ../../nbs/02_evaluation/02_results.ipynb #bb20939b
+# %% ../../nbs/02_evaluation/02_results.ipynb #e3026ddb
 class Table(str):
     "Markdown text that a notebook shows as a table."
 
@@ -156,7 +156,7 @@ def results_table(
     if not cells:
         raise ValueError(
             f"{path} has no row of {dataset!r} with {list(metrics)}: "
-            f"it knows {sorted({row['dataset'] for row in every})}"
+            f"it has {sorted({row['dataset'] for row in every})}"
         )
 
     def place(key):

@@ -36,7 +36,7 @@ def class_distances(
     "Mean cosine distance of two images of a class, for each class."
     return [mean_distance(features[labels == label]) for label in range(classes)]
 
-# %% ../../nbs/02_evaluation/03_verifier.ipynb #820ccc19
+# %% ../../nbs/02_evaluation/03_verifier.ipynb #3f1312f2
 class _Joined(nn.Module):
     "Features and logits of a network as one matrix, for `embed`."
 
@@ -60,7 +60,7 @@ def features_and_logits(
     out = embed(joined, images, batch_size)
     return out[:, : joined.width], out[:, joined.width :]
 
-
+# %% ../../nbs/02_evaluation/03_verifier.ipynb #794a4824
 @dataclass(repr=False)
 class Verification:
     "What a verifier says of estimates; shown in a notebook it is a table."
@@ -147,7 +147,7 @@ class Verification:
         )
         return "\n".join([*lines, "", note])
 
-
+# %% ../../nbs/02_evaluation/03_verifier.ipynb #e83018a4
 def verify(
     net: nn.Module,  # of real data, trained apart: images -> an output with features and logits
     estimates: Tensor,  # (N,C,H,W) in [0,1]

@@ -1,7 +1,8 @@
-"""Chooses the posterior read-out's temperature and mirror on images that its teachers' training held out, never on test images.
+"""Chooses temperature and mirror image of the posterior head on images that training held out.
 
-Reads a finished run folder of nbs/run_experiment.ipynb: its parameters say which images the teachers were trained on, so that the same
-tenth can be held out again.  The held-out sketches search the held-out photos; the teachers stand as the run left them.
+Reads finished run folders of nbs/run_experiment.ipynb: their parameters say which images the
+teachers were trained on, so that the same tenth can be held out again, and no test image is used.
+The held-out sketches search the held-out photos; the teachers stand as the run left them.
 """
 
 import argparse
@@ -12,8 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from dfsbir.core.types import MODALITIES
-from dfsbir.data.folders import read_folder
-from dfsbir.data.toy import toy_pairs
+from dfsbir.crossx.experiment import Setup
 from dfsbir.evaluation.report import evaluate_retrieval
 from dfsbir.evaluation.retrieval import embed
 from dfsbir.students.encoder import HeadSpec, encoder_from_teacher
@@ -24,65 +24,49 @@ from dfsbir.teachers.loading import load_teacher
 TEMPERATURES = (0.35, 0.5, 0.7, 1.0, 1.4, 2.0)
 
 
-def held_out(p, modality):
+def held_out(setup, modality):
     "The tenth of the training images on which `train_teacher` chose its epoch."
-    at = MODALITIES.index(modality)
-    data = (
-        toy_pairs(p["toy_images"], p["size"], seed=at)[at]
-        if p["dataset"] == "toy"
-        else read_folder(p[f"{modality}_train"], modality, p["size"], on_error=p["broken"])
-    )
-    return data.split(0.1, p["seed"] + 1000 * at)[1]
+    return setup.data.training(modality).split(0.1, setup.recipes[modality].seed)[1]
 
 
 def table(run):
-    "mAP@all on held-out images, {(mirror, temperature): value}, and how many images it stands on."
-    p = json.loads((run / "config.json").read_text())["parameters"]
+    "mAP@all on held-out images, {(flip_tta, temperature): value}, and how many images there are."
+    parameters = json.loads((run / "config.json").read_text())["parameters"]
+    setup = Setup.of(parameters)
     teachers = {m: load_teacher(run / "teachers" / f"{m}.safetensors") for m in MODALITIES}
     class_map = align_classes(*(t.classes for t in teachers.values()))
-    K, images = len(class_map.classes), {m: held_out(p, m) for m in MODALITIES}
-    metric_space = MetricSpace.random(K, K + 2, 0)
+    images = {m: held_out(setup, m) for m in MODALITIES}
+    space = MetricSpace.random(len(class_map.classes), len(class_map.classes) + 2)
     found = {}
-    for mirror in (False, True):
-        for T in TEMPERATURES:
-            space = {
-                m: embed(
-                    encoder_from_teacher(
-                        teachers[m],
-                        class_map,
-                        metric_space,
-                        HeadSpec(temperature=T),
-                        flip_tta=mirror,
-                    ),
+    for flip_tta in (False, True):
+        for temperature in TEMPERATURES:
+            head = HeadSpec("posterior", temperature)
+            photos, sketches = (
+                embed(
+                    encoder_from_teacher(teachers[m], class_map, space, head, flip_tta=flip_tta),
                     images[m],
                 )
                 for m in MODALITIES
-            }
-            photo, sketch = MODALITIES
-            found[mirror, T] = evaluate_retrieval(
-                space[sketch], space[photo], images[sketch].labels, images[photo].labels
-            ).metrics["mAP@all"]
+            )
+            labels = [images[m].labels for m in reversed(MODALITIES)]
+            report = evaluate_retrieval(sketches, photos, *labels)
+            found[flip_tta, temperature] = report.metrics["mAP@all"]
     return found, {m: len(d) for m, d in images.items()}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", type=Path, help="finished run folders of one data set")
-    tables = [table(run) for run in parser.parse_args().runs]
-    for run, (_, counts) in zip(parser.parse_args().runs, tables):
+    runs = parser.parse_args().runs
+    tables = [table(run) for run in runs]
+    for run, (_, counts) in zip(runs, tables):
         print(f"{run.name}: " + ", ".join(f"{n} held-out {m} images" for m, n in counts.items()))
-    print("mean mAP@all  " + "".join(f"T={T:<7g}" for T in TEMPERATURES))
-    for mirror in (False, True):
-        print(
-            f"{'with mirror' if mirror else 'one look':13s} "
-            + "".join(
-                f"{sum(t[mirror, T] for t, _ in tables) / len(tables):<9.4f}" for T in TEMPERATURES
-            )
-        )
-    best = max(tables[0][0], key=lambda k: sum(t[k] for t, _ in tables))
-    print(
-        f"best: temperature {best[1]:g}, {'image and mirror image together' if best[0] else 'one look'}"
-    )
+    means = {k: sum(t[k] for t, _ in tables) / len(tables) for k in tables[0][0]}
+    print("mean mAP@all       " + "".join(f"T={t:<7g}" for t in TEMPERATURES))
+    for flip_tta, name in ((False, "image alone"), (True, "with mirror image")):
+        print(f"{name:19s}" + "".join(f"{means[flip_tta, t]:<9.4f}" for t in TEMPERATURES))
+    best = max(means, key=means.get)
+    print(f"best: temperature {best[1]:g}, {'with' if best[0] else 'without'} the mirror image")
 
 
 if __name__ == "__main__":

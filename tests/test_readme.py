@@ -14,6 +14,7 @@ import pytest
 from conftest import ROOT
 
 from dfsbir.crossx.config import CrossXConfig
+from dfsbir.finegrained.config import FineGrainedConfig
 
 SHELL = ("sh", "bash", "console")
 SHOWN = ("text", "json", "bibtex", "mermaid")  # blocks that are looked at, not run
@@ -200,8 +201,10 @@ def changes(text):
 
 @pytest.mark.parametrize("name", TEXT)
 def test_changes_are_settings(name):
+    "They belong to fine-grained retrieval on the pages about it."
+    config = FineGrainedConfig() if "fine_grained" in name else CrossXConfig()
     for change in changes(TEXT[name]):
-        CrossXConfig().changed(change)
+        config.changed(change)
 
 
 def test_some_page_shows_a_change():

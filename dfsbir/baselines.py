@@ -26,7 +26,7 @@ from .crossx.trainer import CrossX
 from .data.image_set import ImageSet
 from .students.encoder import Encoder, HeadSpec, encoder_from_teacher, save_encoders
 from .students.heads import MetricSpace
-from .teachers.class_map import ClassMap, align_classes, plain_name, to_shared
+from .teachers.class_map import ClassMap, align_classes, mean_members, plain_name, to_shared
 from .teachers.nets import build_net
 from .teachers.teacher import Teacher
 
@@ -382,15 +382,14 @@ def meta_data(config: CrossXConfig) -> CrossXConfig:
 # %% ../nbs/08_baselines.ipynb #afd0a4e3
 def _over_shared_classes(
     teacher: Teacher,
-    assignment: Tensor,  # (own classes, shared classes), 1 where an own class belongs to a shared
+    class_map: ClassMap,
 ) -> dict[str, Tensor]:
     "A net's weights with its last layer brought to the shared classes."
     state = {k: v.detach() for k, v in teacher.net.state_dict().items()}
-    rows = (assignment / assignment.sum(0)).T
+    assignment, classes = class_map.assignment(teacher.modality), len(class_map.classes)
     for k in (f"{teacher.head}.weight", f"{teacher.head}.bias"):
         if k in state:
-            own = state[k].flatten(1) if state[k].ndim > 1 else state[k]
-            state[k] = (rows.to(own) @ own).reshape(-1, *state[k].shape[1:])
+            state[k] = mean_members(state[k], assignment, classes)
     return state
 
 
@@ -409,7 +408,7 @@ def average_weights(
     It has three input channels unless both teachers have one. Raises ValueError where their
     architectures differ.
     """
-    states = [_over_shared_classes(teachers[m], class_map.assignment(m)) for m in MODALITIES]
+    states = [_over_shared_classes(teachers[m], class_map) for m in MODALITIES]
     names = [
         f"{teachers[m].card.get('name', type(teachers[m].net).__name__)} ({m})" for m in MODALITIES
     ]

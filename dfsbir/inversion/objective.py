@@ -23,7 +23,7 @@ from dfsbir.losses.inversion import (
     one_hot_loss,
     total_variation,
 )
-from ..teachers.class_map import ClassMap, shared_logits
+from ..teachers.class_map import ClassMap
 from ..teachers.teacher import Teacher
 
 # %% ../../nbs/05_inversion/05_objective.ipynb #d1d76a37
@@ -56,7 +56,6 @@ class EstimatorLoss:
         self.teachers, self.class_map = teachers, class_map
         self.guide, self.students = guide, students
         self.symmetric, self.shift, self.bn = symmetric, shift, bn
-        self._assignments = {}  # of the class map, on the teachers' device
 
     def __call__(
         self,
@@ -65,7 +64,7 @@ class EstimatorLoss:
     ) -> dict[str, Callable]:  # of scalars; a term whose function is not called costs nothing
         "The terms as functions without arguments, for `WeightedLoss`."
         output = cache(lambda m: self.teachers[m](self._random_roll(batch.of(m)), bn=self.bn))
-        shared = cache(lambda m: self._shared_logits(output(m).logits, m))
+        shared = cache(lambda m: self.class_map.shared_logits(output(m).logits, m))
 
         def both(loss):
             "A function of a modality, summed over both."
@@ -89,14 +88,6 @@ class EstimatorLoss:
             "total_variation": both(lambda m: total_variation(batch.of(m))),
             "diversity": both(diversity),
         }
-
-    def _shared_logits(self, logits, modality):
-        "Scores of the shared classes; the class map is copied to the device once."
-        assignment = self._assignments.get(modality)
-        if assignment is None or assignment.device != logits.device:
-            assignment = self.class_map.assignment(modality).to(logits.device)
-            self._assignments[modality] = assignment
-        return shared_logits(logits, assignment)
 
     def _random_roll(self, x):
         "All images shifted by the same few pixels, drawn on the CPU, as in DeepInversion."

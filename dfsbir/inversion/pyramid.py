@@ -28,7 +28,7 @@ from dfsbir.inversion.image_priors import (
 from ..losses.cross_modal import align_loss, modality_loss
 from ..losses.inversion import total_variation
 from ..losses.term_log import TermLog
-from ..teachers.class_map import ClassMap, shared_logits
+from ..teachers.class_map import ClassMap
 from ..teachers.teacher import Teacher
 
 # %% ../../nbs/05_inversion/07_pyramid.ipynb #6b923859
@@ -122,7 +122,7 @@ class PyramidSide:
         self.teacher = teacher
         self.modality = teacher.modality
         self.config = config
-        self.assignment = class_map.assignment(teacher.modality)
+        self.class_map = class_map
         self.roll = round(config.roll * config.size)
         self.prior = self._make_prior()
         self.pyramid = self.optimizer = self.target = None
@@ -180,7 +180,7 @@ class PyramidSide:
     def terms(self, x: Tensor, view: Tensor) -> tuple[dict, Tensor]:
         "Weighted terms of L_sem by name, and the teacher's shared logits (N,K)."
         out = self.teacher(view, bn=self.prior is not None)
-        logits = shared_logits(out.logits, self.assignment)
+        logits = self.class_map.shared_logits(out.logits, self.modality)
         terms = {"class": F.cross_entropy(logits, self.target)}
         if self.prior is not None:
             terms["bn"] = self.drawn["bn"] * self.prior(out.bn)

@@ -25,7 +25,7 @@ from ..losses.term_log import TermLog
 from .distillation import Students
 from .encoder import Encoder, HeadSpec, encoder_from_teacher
 from .heads import MetricSpace
-from ..teachers.class_map import ClassMap, align_classes, shared_logits
+from ..teachers.class_map import ClassMap, align_classes
 from ..teachers.nets import build_net, input_of
 from ..teachers.teacher import Teacher
 
@@ -179,8 +179,7 @@ class ColdDistiller:
         self.steps = steps
         self.fabric = fabric or make_fabric("cpu")
         self.teachers = teachers
-        device = self.fabric.device
-        self.assignment = {m: class_map.assignment(m).to(device) for m in MODALITIES}
+        self.class_map = class_map
         self.steps_done = 0
         self.terms = TermLog()
         students = ColdStudents(photo, sketch)
@@ -217,7 +216,7 @@ class ColdDistiller:
             views[m] = blend_images(augment_batch(x, m), self.config.blend)
             seen = views[m] if self.config.same_view else x
             logits = self.teachers[m](seen, bn=False).logits
-            targets[m] = shared_logits(logits, self.assignment[m])
+            targets[m] = self.class_map.shared_logits(logits, m)
         return views, targets
 
     def _losses(self, batch: PairBatch) -> dict[str, Tensor]:

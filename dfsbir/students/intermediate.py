@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['IntermediateFeatures', 'IntermediateHead']
 
-# %% ../../nbs/06_students/01_intermediate.ipynb #478e488e
+# %% ../../nbs/06_students/01_intermediate.ipynb #3bc397b6
 import difflib
 import threading
 from collections.abc import Sequence
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from dfsbir.students.heads import (
     JointHead,
     MetricSpace,
+    blank_assignment,
     complement_basis,
     last_layer,
     require_shape_axes,
@@ -102,7 +103,7 @@ class IntermediateFeatures(nn.Module):
             )
         return torch.cat([m.bias.detach() for m in modules.values()])
 
-# %% ../../nbs/06_students/01_intermediate.ipynb #f84c44c5
+# %% ../../nbs/06_students/01_intermediate.ipynb #acca7188
 class _Standardize(nn.Module):
     "Inner channels against their mean and deviation, each layer of unit length, on given axes."
 
@@ -134,7 +135,7 @@ class IntermediateHead(JointHead):
     def __init__(
         self,
         widths: Sequence[int],  # features of the net, then channels of each layer
-        assignment: Tensor,  # (C,K) 1 where the teacher's class c belongs to shared class k
+        assignment: Tensor,  # (C,) long: the shared class of each of its classes, -1: none
         proxies: Tensor,  # (K,D) class proxies, orthonormal
         basis: Tensor,  # (D-K,D) complement basis of the proxies
         temperature: float = 1.0,  # divides the logits, in the embedding alone
@@ -159,7 +160,7 @@ class IntermediateHead(JointHead):
     ) -> "IntermediateHead":
         "A head whose weights are yet to be loaded."
         C, K, D = card["net"]["classes"], len(card["classes"]), card["head"]["dim"]
-        blanks = torch.zeros(C, K), torch.zeros(K, D), torch.zeros(D - K, D)
+        blanks = blank_assignment(C), torch.zeros(K, D), torch.zeros(D - K, D)
         return cls(card["head"]["widths"], *blanks, card["head"]["temperature"])
 
     @classmethod

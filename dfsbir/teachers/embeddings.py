@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TEACHER_EMBEDDINGS', 'teacher_embeddings']
 
-# %% ../../nbs/04_teachers/11_embeddings.ipynb #6de22d84
+# %% ../../nbs/04_teachers/11_embeddings.ipynb #624a9f70
 from collections.abc import Mapping
 
 import torch
@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from ..core.types import MODALITIES, Modality
 from ..data.image_set import ImageSet
 from ..evaluation.retrieval import embed
-from .class_map import ClassMap, shared_logits
+from .class_map import ClassMap
 from .teacher import Teacher
 
-# %% ../../nbs/04_teachers/11_embeddings.ipynb #dc02d111
+# %% ../../nbs/04_teachers/11_embeddings.ipynb #5788df5d
 class _FeaturesAndLogits(nn.Module):
     "Features and logits of a teacher side by side, so that one pass gives both."
 
@@ -60,7 +60,7 @@ def _embeddings_of(
     posteriors = class_map.posteriors(logits, m)
     values = (
         F.normalize(features, dim=1),
-        F.normalize(shared_logits(logits, class_map.assignment(m)), dim=1),
+        F.normalize(class_map.shared_logits(logits, m), dim=1),
         posteriors,
         F.normalize(posteriors, dim=1),
         (posteriors + class_map.posteriors(flipped, m)) / 2,

@@ -4,7 +4,7 @@ import pytest
 import torch
 from teachers.helpers import CLASSES
 
-from dfsbir.teachers.class_map import align_classes
+from dfsbir.teachers.class_map import align_classes, plain_name
 
 PHOTO = ["Beagle", "pug", "sports_car", "tree", "ship", "dog"]
 SKETCH = ["tree", "dog", "Sports Car", "moon"]
@@ -22,9 +22,9 @@ def test_alignment_against_a_slow_loop():
     assert m.classes == ["tree", "dog", "sports car"]
     assert m.dropped == {"photo": ["ship"], "sketch": ["moon"]}
     for names, assignment in ((PHOTO, m.photo), (SKETCH, m.sketch)):
-        for i, name in enumerate(names):
-            for k, shared in enumerate(m.classes):
-                assert assignment[i, k] == (slow_name(name) == shared)
+        for name, k in zip(names, assignment.tolist(), strict=True):
+            shared = slow_name(name)
+            assert k == (m.classes.index(shared) if shared in m.classes else -1)
 
 
 def test_posteriors_against_a_slow_loop():
@@ -59,7 +59,45 @@ def test_ambiguous_names_are_left_out_and_said():
 def test_an_alias_says_that_two_names_are_one():
     aliases = {"hot dog": "hot dog"}
     m = align_classes(["hot dog", "Hot_Dog", "cup"], ["hot dog", "cup"], aliases)
-    assert m.photo[:, m.classes.index("hot dog")].tolist() == [1, 1, 0]
+    hot_dog, cup = m.classes.index("hot dog"), m.classes.index("cup")
+    assert m.assignment("photo").tolist() == [hot_dog, hot_dog, cup]
+
+
+def test_accents_are_equal_however_they_are_encoded():
+    composed, decomposed = "Caf\u00e9", "cafe\u0301"
+    assert composed.casefold() != decomposed
+    assert align_classes([composed], [decomposed]).classes == [plain_name(composed)]
+
+
+@pytest.mark.parametrize(
+    "photo, sketch",
+    [("buses", "bus"), ("berries", "berry"), ("leaf", "leaves"), ("cups", "Cup"), ("axe", "ax")],
+)
+def test_names_that_differ_in_number_are_told_and_not_matched(photo, sketch):
+    m = align_classes(["tree", photo], ["tree", sketch])
+    assert m.classes == ["tree"] and m.near == [f"{photo} / {sketch}"]
+
+
+def test_names_that_have_nothing_in_common_are_not_told():
+    assert align_classes(["tree", "house"], ["tree", "fish"]).near == []
+
+
+def test_two_names_of_one_teacher_that_differ_in_case_are_told():
+    m = align_classes(["Cardigan", "cardigan", "tree"], ["tree", "cardigan"])
+    assert m.classes == ["tree"] and m.ambiguous["photo"] == ["Cardigan", "cardigan"]
+
+
+def test_how_many_classes_belong_to_a_shared_one():
+    m = align_classes(PHOTO, SKETCH, ALIASES)
+    assert m.members("photo") == [1, 3, 1] and m.members("sketch") == [1, 1, 1]
+    for name in m.classes:
+        assert name in str(m)
+
+
+def test_an_assignment_is_copied_to_a_device_once():
+    m = align_classes(PHOTO, SKETCH, ALIASES)
+    assert m.assignment("photo", "meta") is m.assignment("photo", "meta")
+    assert m.assignment("photo").device.type == "cpu"
 
 
 def test_vocabularies_that_cannot_be_aligned():

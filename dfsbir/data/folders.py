@@ -5,19 +5,20 @@
 # %% auto #0
 __all__ = ['CACHE_BYTES', 'SPLIT_NAMES', 'FileSource', 'gather_images', 'list_folders', 'images_in', 'read_folder']
 
-# %% ../../nbs/01_data/05_folders.ipynb #32ef3c8a
+# %% ../../nbs/01_data/05_folders.ipynb #22df7f71
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ..core.types import Modality
 from .image_files import IMAGE_SUFFIXES, BrokenImage, open_image
 from .image_set import ImageSet, ImageSource, decode_all
 
-# %% ../../nbs/01_data/05_folders.ipynb #acdfcefa
+# %% ../../nbs/01_data/05_folders.ipynb #c9a0a33e
 CACHE_BYTES = 2**30  # a set that needs less is decoded once and kept in memory
 
 
@@ -35,7 +36,11 @@ class FileSource:
     def __getitem__(self, i):
         return open_image(self.paths[i], self.modality, self.size)
 
-    def take(self, positions):
+    def take(
+        self,
+        positions: Tensor,  # (M,) long
+    ) -> "FileSource":
+        "The images at some positions."
         return FileSource([self.paths[i] for i in positions], self.modality, self.size)
 
 # %% ../../nbs/01_data/05_folders.ipynb #f0ae0d54
@@ -99,18 +104,22 @@ def gather_images(
             source = pixels
     return ImageSet(source, labels, classes, modality, paths, instances, broken)
 
-# %% ../../nbs/01_data/05_folders.ipynb #470ec465
+# %% ../../nbs/01_data/05_folders.ipynb #deffa06d
 SPLIT_NAMES = ("train", "test", "val", "valid", "validation")
 
 
-def list_folders(path: Path) -> list[Path]:
+def list_folders(
+    path: Path,  # need not be there
+) -> list[Path]:
     "The folders in a folder, in alphabetical order, without hidden ones."
     if not path.is_dir():
         return []
     return sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
-def images_in(path: Path) -> list[Path]:
+def images_in(
+    path: Path,  # of a folder
+) -> list[Path]:
     "The image files in a folder at any depth, in order of path, without hidden ones."
 
     def is_hidden(file):

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from ..core.types import Modality
 from .image_files import BrokenImage
 
-# %% ../../nbs/01_data/01_image_set.ipynb #008fdcf8
+# %% ../../nbs/01_data/01_image_set.ipynb #acda6615
 class ImageSource(Protocol):
     "Where pixels come from: images in memory, files, drawings."
 
@@ -30,7 +30,10 @@ class ImageSource(Protocol):
     def __getitem__(self, i: int) -> Tensor:
         "Image `i` as (C,size,size) uint8. Raises BrokenImage."
 
-    def take(self, positions: Tensor) -> "ImageSource":
+    def take(
+        self,
+        positions: Tensor,  # (M,) long
+    ) -> "ImageSource":
         "The images at some positions."
 
 
@@ -72,7 +75,11 @@ class PixelSource:
     def __getitem__(self, i):
         return self.pixels[i]
 
-    def take(self, positions):
+    def take(
+        self,
+        positions: Tensor,  # (M,) long
+    ) -> "PixelSource":
+        "The images at some positions."
         return PixelSource(self.pixels[positions], self.modality)
 
 

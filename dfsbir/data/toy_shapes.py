@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-# %% ../../nbs/01_data/03_toy_shapes.ipynb #95a93f34
+# %% ../../nbs/01_data/03_toy_shapes.ipynb #46d56228
 class Part(NamedTuple):
     "A piece of an object: a polyline in the square [-1,1], y downwards."
 
@@ -31,12 +31,12 @@ def _line(points, tone=2, detail=True):
 
 
 def arc(
-    cx,  # centre
-    cy,
-    rx,  # radii
-    ry,
-    start=0.0,  # angles in degrees, clockwise from the right
-    stop=360.0,
+    cx,  # centre, x
+    cy,  # centre, y
+    rx,  # radius along x
+    ry,  # radius along y
+    start=0.0,  # first angle in degrees, clockwise from the right
+    stop=360.0,  # last angle
     n=28,  # points
 ) -> np.ndarray:  # (n,2)
     "Points on an ellipse."

@@ -88,7 +88,7 @@ class InstanceDataConfig(Config):
             )
         return self
 
-# %% ../../nbs/09_finegrained/17_data.ipynb #5d04faeb
+# %% ../../nbs/09_finegrained/17_data.ipynb #fbbb903c
 def _photo_split():
     "A split for Sketchy by the photo's name, so that a photo and its drawings fall on one side."
     split_of = hashed_split(0.1, "sketchy")
@@ -96,7 +96,7 @@ def _photo_split():
 
 
 def read_pairs(
-    config: InstanceDataConfig,
+    config: InstanceDataConfig,  # which data set
     split: str,  # "train" or "test"
     size: int,  # side in px
     unseen: bool = False,  # what is never trained on, in the place of the data set itself
@@ -130,7 +130,7 @@ def _join(sets):
 
 
 def read_unlabelled(
-    config: InstanceDataConfig,
+    config: InstanceDataConfig,  # which data set, and a folder of photos
     size: int,  # side in px
     training: ImageSet,  # photos of the training pairs, which belong to the unlabelled ones too
 ) -> ImageSet:
@@ -143,7 +143,7 @@ def read_unlabelled(
         sets.append(toy_pairs(config.toy_unlabelled, size, seed=1)[0])
     return _join([*sets, training])
 
-# %% ../../nbs/09_finegrained/17_data.ipynb #4d9f5280
+# %% ../../nbs/09_finegrained/17_data.ipynb #69bee4d3
 @dataclass
 class InstanceData:
     "All images of one experiment; pairs are (photos, sketches)."
@@ -174,7 +174,7 @@ class InstanceData:
 
 
 def read_instance_data(
-    config: InstanceDataConfig,
+    config: InstanceDataConfig,  # which images
     size: int,  # side of the net's input in px
     seed: int = 0,  # of the split into training and validation
     unlabelled: bool = False,  # whether unlabelled photos are needed

@@ -130,12 +130,12 @@ class InstanceReport:
         lines += ["", f"{len(self.ranks)} sketches, {self.gallery} photos"]
         return "\n".join(lines)
 
-# %% ../../nbs/09_finegrained/14_evaluation.ipynb #42dc0135
+# %% ../../nbs/09_finegrained/14_evaluation.ipynb #28c0dd40
 @torch.no_grad()
 def embed_pair(
-    encoder: FineEncoder,
-    photos: ImageSet,
-    sketches: ImageSet,
+    encoder: FineEncoder,  # left in its mode
+    photos: ImageSet,  # the gallery
+    sketches: ImageSet,  # the queries
     batch: int = 256,  # images at a time
 ) -> tuple[Tensor, Tensor]:  # queries (Q,D), gallery (N,D), on the CPU
     "Vectors whose inner product ranks photos for each sketch."
@@ -164,7 +164,7 @@ def _agreement(scores, triplets):
 
 
 def evaluate_instances(
-    encoder: FineEncoder,
+    encoder: FineEncoder,  # left in its mode
     photos: ImageSet,  # with instances, each once
     sketches: ImageSet,  # with instances, of these photos
     triplets: Tensor | None = None,  # (T,3) long: sketch, closer photo, farther photo, by people

@@ -18,10 +18,10 @@ from .losses import triplet_loss
 from .views import StepImages
 from ..losses.weighted_sum import WeightedLoss
 
-# %% ../../nbs/09_finegrained/13_objective.ipynb #01589269
+# %% ../../nbs/09_finegrained/13_objective.ipynb #acacd872
 @torch.no_grad()
 def teacher_features(
-    teacher: FineEncoder,
+    teacher: FineEncoder,  # put into evaluation mode
     pixels: Tensor,  # (N,C,H,W) uint8
 ) -> Tensor:  # (2,N,D) unit vectors: of the images as they are, and mirrored
     "A teacher's features of images, on its device."
@@ -34,14 +34,14 @@ def teacher_features(
 
     return torch.stack([features(pixels), features(pixels.flip(3))])
 
-# %% ../../nbs/09_finegrained/13_objective.ipynb #39a668bd
+# %% ../../nbs/09_finegrained/13_objective.ipynb #9b2c49a7
 class Learner(nn.Module):
     "The encoder, and the layers that only training needs."
 
     def __init__(
         self,
-        encoder: FineEncoder,
-        config: FineGrainedConfig,
+        encoder: FineEncoder,  # what is kept in the end
+        config: FineGrainedConfig,  # whose terms decide which layers there are
         teacher_dim: int | None = None,  # length of the teacher's feature, for regression
     ):
         super().__init__()
@@ -60,13 +60,13 @@ class Learner(nn.Module):
         "Both features of each group, from one pass."
         return self.encoder.outputs(groups)
 
-# %% ../../nbs/09_finegrained/13_objective.ipynb #0a36c93e
+# %% ../../nbs/09_finegrained/13_objective.ipynb #b59cbd10
 class FineGrainedLoss:
     "The weighted sum of a config's terms; each term is a method that carries its name."
 
     def __init__(
         self,
-        config: FineGrainedConfig,
+        config: FineGrainedConfig,  # whose weights decide which terms are on
         learner: nn.Module,  # a Learner, or Fabric's wrapper of one
         taught: dict[str, Tensor],  # "photo" and "unlabelled" -> the teacher's features (2,N,D)
     ):
@@ -77,7 +77,7 @@ class FineGrainedLoss:
 
     def __call__(
         self,
-        step: StepImages,
+        step: StepImages,  # from a ViewSampler of the same config
     ) -> Tensor:  # scalar
         "The loss of one step. Raises NonFiniteTerm."
         outputs = self.learner(list(step.groups.values()))

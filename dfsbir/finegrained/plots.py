@@ -47,9 +47,9 @@ def stability(
     plt.close(fig)
     return fig
 
-# %% ../../nbs/09_finegrained/16_plots.ipynb #260478d6
+# %% ../../nbs/09_finegrained/16_plots.ipynb #20794277
 def show_ranks(
-    encoder: FineEncoder,
+    encoder: FineEncoder,  # to look at
     photos: ImageSet,  # the gallery
     sketches: ImageSet,  # the queries
     rows: int = 6,  # sketches, from the best rank to the worst

@@ -12,10 +12,10 @@ from .encoder import EncoderConfig, FineEncoder
 from .losses import EuclideanDistance, HigherOrderDistance
 from ..students.encoder import encoder_from_card
 
-# %% ../../nbs/09_finegrained/09_saving.ipynb #9bc44fe5
+# %% ../../nbs/09_finegrained/09_saving.ipynb #8a4181c7
 def save_fine(
     path,  # of the safetensors file
-    encoder: FineEncoder,
+    encoder: FineEncoder,  # with a card, as a config or a bridge builds it
     **notes,  # further entries of the card, as JSON
 ):
     "Writes an encoder to one file that `load_fine` builds it from again."

@@ -26,7 +26,7 @@ from .objective import FineGrainedLoss, Learner, teacher_features
 from .saving import save_fine
 from .views import ViewSampler
 
-# %% ../../nbs/09_finegrained/15_trainer.ipynb #a6de72eb
+# %% ../../nbs/09_finegrained/15_trainer.ipynb #7e668749
 def _check_data(config, photos, sketches, unlabelled, teacher):
     "Raises ValueError for what a config needs and was not given."
     if config.pairs and (photos is None or sketches is None):
@@ -67,7 +67,7 @@ class FineGrained:
 
     def __init__(
         self,
-        config: FineGrainedConfig,
+        config: FineGrainedConfig,  # of the method
         photos: ImageSet | None = None,  # with instances, one photo of each
         sketches: ImageSet | None = None,  # with instances, one or several of each photo
         unlabelled: ImageSet | None = None,  # photos nobody has drawn
@@ -185,7 +185,7 @@ class FineGrained:
         self.epoch = state["epoch"]
         self.best = state["best"]
 
-# %% ../../nbs/09_finegrained/15_trainer.ipynb #872667ce
+# %% ../../nbs/09_finegrained/15_trainer.ipynb #8beb5623
 def _plain_figures(method, monitored):
     "Acc@1 of the weights before averaging, where there is averaging."
     if not method.average:
@@ -232,7 +232,7 @@ def _finish(method, run):
 
 
 def fit_fine(
-    method: FineGrained,
+    method: FineGrained,  # new; its state is that of the run's checkpoint afterwards
     run: RunFolder,  # goes on from its last checkpoint, if it has one
     # name -> (photos, sketches), measured every epoch; "val" also chooses an encoder
     monitored: dict[str, tuple[ImageSet, ImageSet]] | None = None,

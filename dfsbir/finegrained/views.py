@@ -16,7 +16,7 @@ from .config import FineGrainedConfig
 from .instances import InstancePairs, ShuffledSampler
 from .jigsaw import JIGSAW_PERMUTATIONS, shuffle_quarters
 
-# %% ../../nbs/09_finegrained/11_views.ipynb #eb692179
+# %% ../../nbs/09_finegrained/11_views.ipynb #26d032e4
 @dataclass
 class StepImages:
     "The images of one step, and what belongs to them."
@@ -35,7 +35,7 @@ class ViewSampler:
 
     def __init__(
         self,
-        config: FineGrainedConfig,
+        config: FineGrainedConfig,  # whose terms decide which images there are
         pairs: InstancePairs | None,  # needed where config.pairs is
         unlabelled: ImageSet | None,  # photos nobody has drawn, where config.unlabelled is
         pseudo: ImageSet | None = None,  # pseudo-sketches of these; None: the photos themselves

@@ -13,7 +13,7 @@ from dfsbir.app.collect import rebuild_results
 from dfsbir.app.grid import read_grid
 from dfsbir.crossx.config import CrossXConfig
 from dfsbir.evaluation.results import read_results
-from dfsbir.finegrained.experiment import make_study
+from dfsbir.finegrained.study import make_study
 from dfsbir.teachers.embeddings import TEACHER_EMBEDDINGS
 
 GRIDS = ROOT / "nbs" / "experiments" / "grids"

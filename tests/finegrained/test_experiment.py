@@ -10,7 +10,8 @@ import pytest
 from dfsbir.evaluation.results import read_results
 from dfsbir.finegrained.config import METHODS
 from dfsbir.finegrained.data import InstanceDataConfig
-from dfsbir.finegrained.experiment import FineStudy, make_study
+from dfsbir.finegrained.experiment import FineStudy
+from dfsbir.finegrained.study import make_study
 
 
 @pytest.mark.parametrize("method", METHODS)

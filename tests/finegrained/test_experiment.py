@@ -10,7 +10,7 @@ import pytest
 from dfsbir.evaluation.results import read_results
 from dfsbir.finegrained.config import METHODS
 from dfsbir.finegrained.data import InstanceDataConfig
-from dfsbir.finegrained.experiment import FineStudy
+from dfsbir.finegrained.experiment import FineStudy, write_result
 from dfsbir.finegrained.study import make_study
 
 
@@ -66,7 +66,7 @@ def run_stages(study):
     study.prepare()
     study.train()
     result = study.measure()
-    study.write(result)
+    write_result(study, result)
     return result
 
 

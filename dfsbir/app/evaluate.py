@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['evaluate_command']
 
-# %% ../../nbs/12_app/09_evaluate.ipynb #494a5821
+# %% ../../nbs/12_app/09_evaluate.ipynb #fa6b6744
 import json
 from argparse import Namespace
 from pathlib import Path
@@ -21,7 +21,7 @@ from ..evaluation.retrieval import embed
 from ..students.encoder import export_onnx
 from ..teachers.class_map import to_shared
 
-# %% ../../nbs/12_app/09_evaluate.ipynb #c257c1ec
+# %% ../../nbs/12_app/09_evaluate.ipynb #8dd8f0c1
 def _test_sets(args: Namespace, encoders: dict) -> dict[Modality, ImageSet]:
     "Test images of both modalities, with the encoders' classes as labels."
     size = args.size or encoders[Modality.PHOTO].normalizer.size
@@ -29,7 +29,7 @@ def _test_sets(args: Namespace, encoders: dict) -> dict[Modality, ImageSet]:
     aliases = read_table(args.aliases, "the alias table")
     sets = {}
     for m, folder in zip(MODALITIES, (args.photos, args.sketches)):
-        found = read_images(folder, m, size, "test", args.images)
+        found = read_images(folder, m, size, "test", args.images, normalise=True)
         sets[m] = to_shared(found, classes, aliases)
         if len(sets[m]) < len(found):
             print(

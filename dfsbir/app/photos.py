@@ -7,6 +7,7 @@ __all__ = ['SHOWN_BROKEN', 'index_command', 'search_command']
 
 # %% ../../nbs/12_app/10_photos.ipynb #9a63283cbaf04dbcab1f6479b197f3a8
 import json
+import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -75,6 +76,8 @@ def search_command(
     gallery = Gallery(args.gallery)
     searcher = Searcher(gallery, find_encoders(args.gallery), args.approximate)
     hits = _ask(searcher, args)
+    if hits.notes and hits.notes[0]:
+        print(f"note: {hits.notes[0]}", file=sys.stderr)
     for rank, (item, score) in enumerate(zip(hits.items(), hits.scores[0].tolist()), 1):
         path = Path(gallery.root or "", item.path)
         print(f"{rank:3d}  {score:6.3f}  {item.label or '-'}  {path}")

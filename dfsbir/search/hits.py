@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['draw_sheet', 'Hits']
 
-# %% ../../nbs/10_search/04_hits.ipynb #802b5ae3
+# %% ../../nbs/10_search/04_hits.ipynb #1ff292ee
 import io
 import json
 import math
@@ -18,7 +18,7 @@ from torch import Tensor
 from .gallery_file import Item
 from .photo_files import THUMBNAIL_SIDE
 
-# %% ../../nbs/10_search/04_hits.ipynb #2071e017
+# %% ../../nbs/10_search/04_hits.ipynb #0db571b0
 _GAP, _CAPTION_HEIGHT = 6, 16  # px between pictures, and of the line below each
 
 
@@ -58,7 +58,7 @@ def draw_sheet(
         draw.text((x, y + side + 1), _shorten(draw, caption, side, font), "black", font)
     return sheet
 
-# %% ../../nbs/10_search/04_hits.ipynb #79925294
+# %% ../../nbs/10_search/04_hits.ipynb #4def9696
 @dataclass(repr=False)
 class Hits:
     "What a search found; shown in a notebook it is a contact sheet."
@@ -67,6 +67,7 @@ class Hits:
     indices: Tensor  # (Q,k) long, places in the gallery
     gallery: object  # the Gallery that was searched
     queries: Tensor | None = None  # (Q,C,H,W) in [0,1], the pictures that were asked for
+    notes: list[str] | None = None  # what was done to each query; empty where nothing was
 
     def items(
         self,
@@ -106,6 +107,7 @@ class Hits:
             "photos": str(self.gallery.root or ""),
             "encoder": self.gallery.encoder_id,
             "queries": queries,
+            "notes": self.notes or [],
         }
         return json.dumps(content, indent=1)
 

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['sketch_from_strokes', 'Searcher']
 
-# %% ../../nbs/10_search/09_searcher.ipynb #cff8d6be
+# %% ../../nbs/10_search/09_searcher.ipynb #4fc5bb47
 import io
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,9 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ..core.types import MODALITIES, Modality
-from ..data.image_files import BrokenImage, open_image
+from ..data.image_files import BrokenImage
 from ..data.quickdraw import rasterise
+from ..data.sketch_normalisation import PROBLEMS, normalise_batch, normalise_sketch
 from ..evaluation.retrieval import embed
 from .gallery import Gallery, encoder_id
 from .gallery_file import GalleryMismatch
@@ -24,7 +26,7 @@ from .hits import Hits
 from .photo_files import decode_photo, failure_reason
 from ..students.encoder import load_encoders
 
-# %% ../../nbs/10_search/09_searcher.ipynb #2865a8da
+# %% ../../nbs/10_search/09_searcher.ipynb #e2fd18d0
 def _clip_to_canvas(
     stroke: np.ndarray,  # (n,2), n >= 1
 ) -> list[np.ndarray]:
@@ -76,7 +78,7 @@ def sketch_from_strokes(
         )
     return rasterise(visible, size, width).float() / 255
 
-# %% ../../nbs/10_search/09_searcher.ipynb #95d85721
+# %% ../../nbs/10_search/09_searcher.ipynb #456c65df
 def _as_tiff(image: Image.Image) -> bytes:
     "A picture as the content of a file, upright, in a mode that the format can hold."
     image = ImageOps.exif_transpose(image)
@@ -101,6 +103,21 @@ def _check_images(images: Tensor, modality: Modality) -> Tensor:  # (N,C,H,W) fl
     if not images.isfinite().all() or images.min() < 0 or images.max() > 1:
         raise ValueError(f"images lie in [0,1]; found {images.min():.3g} to {images.max():.3g}")
     return images
+
+
+@contextmanager
+def _content_of(image, modality: Modality):  # a file, or a PIL image
+    "The content of an image file, for a block that decodes it; what it cannot read is named."
+    if isinstance(image, Image.Image):
+        data, name = _as_tiff(image), f"the {modality}"
+    elif Path(image).is_file():
+        data, name = Path(image).read_bytes(), image
+    else:
+        raise FileNotFoundError(f"there is no {modality} {image}")
+    try:
+        yield data
+    except BrokenImage as error:
+        raise ValueError(f"{name} cannot be read as an image: {failure_reason(error)}") from error
 
 
 class Searcher:
@@ -129,47 +146,37 @@ class Searcher:
                 "the photo and the sketch encoder do not share one space: take both from one run"
             )
 
-    def _read(self, image, modality: Modality) -> Tensor:
-        "A file or a PIL image as canonical pixels, uint8."
-        if isinstance(image, Image.Image):
-            data, name = _as_tiff(image), f"the {modality}"
-        elif Path(image).is_file():
-            data, name = Path(image).read_bytes(), image
-        else:
-            raise FileNotFoundError(f"there is no {modality} {image}")
-        size = self.encoders[modality].normalizer.size
-        try:
-            if modality is Modality.PHOTO:
-                return decode_photo(data, size)[0]
-            return open_image(io.BytesIO(data), modality, size)
-        except BrokenImage as error:
-            raise ValueError(
-                f"{name} cannot be read as an image: {failure_reason(error)}"
-            ) from error
-
-    def _images(self, images, modality: Modality) -> Tensor:  # (N,C,H,W) float in [0,1]
-        if not torch.is_tensor(images):
-            images = self._read(images, modality)
-        return _check_images(images, modality)
-
     def _search(self, images, modality, k, label) -> Hits:
         vectors = embed(self.encoders[modality], images)
         hits = self.gallery.search(vectors, k, label, self.approximate)
         hits.queries = images.cpu()
         return hits
 
+    def _read_sketch(self, sketch) -> tuple[Tensor, list[str]]:  # (N,1,H,W), a note for each
+        "Canonical sketches. Raises ValueError for what holds no drawing."
+        if torch.is_tensor(sketch):
+            pixels, reports = normalise_batch(_check_images(sketch, Modality.SKETCH))
+        else:
+            size = self.encoders[Modality.SKETCH].normalizer.size
+            with _content_of(sketch, Modality.SKETCH) as data:
+                reports = [normalise_sketch(data, size)]
+            pixels = reports[0].pixels[None] / 255
+        for report in reports:
+            if report.problem == "blank":
+                raise ValueError(f"the sketch is blank: {PROBLEMS['blank']}")
+        return pixels, [report.note for report in reports]
+
     def by_sketch(
         self,
-        sketch,  # a file, a PIL image, or a tensor (1,H,W) or (N,1,H,W): ink 0 on paper 1
+        sketch,  # a file, a PIL image, or a tensor (1,H,W) or (N,1,H,W) in [0,1]
         k: int = 10,  # photos to find
         label: str | None = None,  # only photos of this class
     ) -> Hits:
-        "Photos of what was drawn. Raises ValueError for a blank sketch."
-        images = self._images(sketch, Modality.SKETCH)
-        contrast = images.flatten(1).amax(1) - images.flatten(1).amin(1)
-        if contrast.min() < 0.05:
-            raise ValueError("the sketch is blank: wanted dark strokes on light paper")
-        return self._search(images, Modality.SKETCH, k, label)
+        "Photos of what was drawn. Raises ValueError for a blank picture, or what is no picture."
+        images, notes = self._read_sketch(sketch)
+        hits = self._search(images, Modality.SKETCH, k, label)
+        hits.notes = notes
+        return hits
 
     def by_strokes(
         self,
@@ -188,5 +195,10 @@ class Searcher:
         k: int = 10,  # photos to find
         label: str | None = None,  # only photos of this class
     ) -> Hits:
-        "Photos like this one."
-        return self._search(self._images(photo, Modality.PHOTO), Modality.PHOTO, k, label)
+        "Photos like this one. Raises ValueError for what is no picture."
+        if not torch.is_tensor(photo):
+            size = self.encoders[Modality.PHOTO].normalizer.size
+            with _content_of(photo, Modality.PHOTO) as data:
+                photo, _ = decode_photo(data, size)
+        images = _check_images(photo, Modality.PHOTO)
+        return self._search(images, Modality.PHOTO, k, label)

@@ -4,6 +4,7 @@ import json
 
 import pytest
 from app.helpers import SIDE, call, fails
+from PIL import Image, ImageOps
 
 from dfsbir.app.inputs import find_encoders
 from dfsbir.core.types import MODALITIES
@@ -50,6 +51,19 @@ def test_evaluate_files_on_folders_with_an_alias(run, folders, capsys):
     aliases = json.dumps({"zeppelin": TOY_CLASSES[0]})
     assert call("evaluate", *words, "--aliases", aliases) == 0
     assert "left out" not in capsys.readouterr().out
+
+
+def test_sketches_of_folders_are_normalised(run, folders, capsys):
+    "What was changed is counted; the figures are those of the clean drawings, but for rounding."
+    words = ("evaluate", run, "--photos", folders / "photo", "--sketches", folders / "sketch")
+    assert call(*words, *CPU) == 0
+    assert "canonical" not in capsys.readouterr().out
+    for file in sorted((folders / "sketch").rglob("*.png"))[::2]:
+        with Image.open(file) as image:
+            ImageOps.invert(image.convert("L")).save(file)
+    assert call(*words, *CPU) == 0
+    text = capsys.readouterr().out
+    assert "10 of 20 sketches" in text and "inverted 10" in text
 
 
 def test_evaluate_exports_onnx(run, tmp_path, capsys):

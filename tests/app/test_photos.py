@@ -31,6 +31,17 @@ def test_index_then_search(gallery, folders, run, sketch, capsys, tmp_path):
         assert image.format == "PNG" and image.size == hits.contact_sheet().size
 
 
+def test_what_was_done_to_a_drawing_is_said(gallery, sketch, capsys, tmp_path):
+    "On the error stream, so that the list of photos stays a list."
+    with Image.open(sketch) as image:
+        image.convert("L").resize((90, 90)).point(lambda v: 200 - v // 2).save(tmp_path / "s.png")
+    assert call("search", sketch, "--gallery", gallery) == 0
+    assert not capsys.readouterr().err
+    assert call("search", tmp_path / "s.png", "--gallery", gallery, "-k", 4) == 0
+    printed = capsys.readouterr()
+    assert "inverted" in printed.err and len(printed.out.splitlines()) == 4
+
+
 def test_search_by_strokes_by_photo_and_by_label(gallery, folders, capsys):
     (folders / "s.json").write_text("[[[0.1, 0.1], [0.9, 0.9]], [[0.5, 0.2]]]")
     assert call("search", folders / "s.json", "--gallery", gallery, "-k", 3) == 0

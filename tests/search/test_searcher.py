@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from search.helpers import COUNT, SIDE, picture
+from search.helpers import COUNT, SIDE, picture, save
 
+from dfsbir.data.toy import toy_pairs
 from dfsbir.search.searcher import Searcher, sketch_from_strokes
 from dfsbir.students.encoder import save_encoders
 
@@ -167,3 +168,35 @@ def test_pictures_in_modes_that_few_formats_know(steps, gallery, encoders):
     for mode in steps:
         image = image.convert(mode)
     assert len(Searcher(gallery, encoders).by_photo(image)) == 1
+
+
+# ---- drawings that are not canonical
+
+
+def test_a_drawing_is_normalised_and_its_notes_say_so(gallery, encoders, toy, tmp_path):
+    "As a file, a picture or a tensor: light ink on a dark ground is found as the clean drawing is."
+    searcher, clean = Searcher(gallery, encoders), toy[1][3][0]
+    image = Image.fromarray((255 * (1 - 0.8 * clean[0])).byte().numpy())
+    image.save(tmp_path / "board.png")
+    assert searcher.by_sketch(clean).notes == [""]
+    for query in (tmp_path / "board.png", image, 1 - 0.8 * clean):
+        hits = searcher.by_sketch(query)
+        assert "inverted" in hits.notes[0] and len(hits.notes) == 1
+        assert hits.queries[0].mean() > 0.7, "dark ink on light paper"
+    many = searcher.by_sketch(torch.stack([clean, 1 - 0.8 * clean]))
+    assert [bool(note) for note in many.notes] == [False, True]
+
+
+def test_a_photo_for_a_sketch_is_noticed(gallery, encoders, tmp_path):
+    searcher, (large, _) = Searcher(gallery, encoders), toy_pairs(20, size=128, split="test")
+    files = [save((large,), i, tmp_path / f"{i}.jpg") for i in range(20)]
+    notes = [searcher.by_sketch(file).notes[0] for file in files]
+    assert sum("photo" in note for note in notes) >= 18
+    assert not searcher.by_photo(files[0]).notes
+
+
+def test_blank_pictures_of_any_tone_are_refused(gallery, encoders, tmp_path):
+    for level in (0, 120, 245, 255):
+        Image.new("L", (90, 60), level).save(tmp_path / "blank.png")
+        with pytest.raises(ValueError, match="blank"):
+            Searcher(gallery, encoders).by_sketch(tmp_path / "blank.png")

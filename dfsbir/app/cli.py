@@ -7,7 +7,7 @@ __all__ = ['MODALITIES', 'PAIR_HELP', 'RUN_HELP', 'TEACHER_HELP', 'TEACHER_EXAMP
            'INDEX_HELP', 'INDEX_EXAMPLES', 'SEARCH_HELP', 'SEARCH_EXAMPLES', 'SWEEP_HELP', 'SWEEP_EXAMPLES',
            'USER_ERRORS', 'DESCRIPTION', 'make_parser', 'describe_error', 'main']
 
-# %% ../../nbs/12_app/11_cli.ipynb #2e3f0ab1
+# %% ../../nbs/12_app/11_cli.ipynb #388c885a
 import argparse
 import importlib
 import json
@@ -18,7 +18,7 @@ import sys
 from .. import __version__
 from .parameters import notebook_parameters, parse_values
 
-# %% ../../nbs/12_app/11_cli.ipynb #fda5f2d1
+# %% ../../nbs/12_app/11_cli.ipynb #ac80ceea
 MODALITIES = ("photo", "sketch")  # as core.types has them, which imports torch
 PAIR_HELP = "a run folder, or a folder with photo.safetensors and sketch.safetensors"
 
@@ -41,7 +41,7 @@ def _add_device(parser):
         "--device", default="auto", help="auto, cpu, cuda or mps (default: %(default)s)"
     )
 
-# %% ../../nbs/12_app/11_cli.ipynb #5ef04658
+# %% ../../nbs/12_app/11_cli.ipynb #03d3d4ee
 RUN_HELP = """\
 Runs the experiment notebook: trains or loads two classifiers, turns them into two encoders
 without data, and reports. Without options it does so on the embedded toy set.
@@ -78,7 +78,7 @@ def _add_run(commands):
         help="the executed notebook (default: run_experiment.ipynb in the run folder)",
     )
 
-# %% ../../nbs/12_app/11_cli.ipynb #d0c932ea
+# %% ../../nbs/12_app/11_cli.ipynb #61cd50c2
 TEACHER_HELP = """\
 Trains a classifier on class folders (FOLDER/CLASS/image.png) and saves it, with a card that
 says what it is."""
@@ -137,7 +137,7 @@ def _add_teacher(commands):
     )
     _add_device(parser)
 
-# %% ../../nbs/12_app/11_cli.ipynb #3fd02d18
+# %% ../../nbs/12_app/11_cli.ipynb #39349f65
 EVALUATE_HELP = "Ranks photos for each sketch by two encoders, and prints how well."
 EVALUATE_EXAMPLES = """\
 examples:
@@ -186,7 +186,7 @@ def _add_evaluate(commands):
     )
     _add_device(parser)
 
-# %% ../../nbs/12_app/11_cli.ipynb #58c268d0
+# %% ../../nbs/12_app/11_cli.ipynb #b48f44dc
 INDEX_HELP = """\
 Embeds the photos of a folder (at any depth; sub-folders are labels) into a gallery. Run it
 again to bring the gallery up to date: only new and changed photos are embedded, and a run
@@ -242,10 +242,11 @@ def _add_index(commands):
     )
     _add_device(parser)
 
-# %% ../../nbs/12_app/11_cli.ipynb #2a9d43fd
+# %% ../../nbs/12_app/11_cli.ipynb #c270e9dc
 SEARCH_HELP = """\
 Prints the photos of a gallery that are most like a sketch, best first: rank, score, label,
-file."""
+file. The sketch may be a photo of a page, light on dark, small or framed: it is normalised
+first, and what was done is said."""
 SEARCH_EXAMPLES = """\
 examples:
   dfsbir search sketch.png
@@ -262,7 +263,7 @@ def _add_search(commands):
     add(
         "query",
         metavar="SKETCH",
-        help="an image with dark strokes on light paper; or a .json file of strokes, "
+        help="an image of a drawing; or a .json file of strokes, "
         "[[[x, y], ...], ...] with 0 to 1 across the picture and y downwards",
     )
     add("--photo", action="store_true", help="the query is a photo")
@@ -282,7 +283,7 @@ def _add_search(commands):
         help="search by the approximate index of the gallery",
     )
 
-# %% ../../nbs/12_app/11_cli.ipynb #b9348b27
+# %% ../../nbs/12_app/11_cli.ipynb #60fb9b30
 SWEEP_HELP = """\
 Runs every job of a grid file: each is one run of a papermill notebook with its own parameters,
 in its own folder.
@@ -354,7 +355,7 @@ def _add_sweep(commands):
         help="run nothing; write one results file from the runs of the named grids and folders",
     )
 
-# %% ../../nbs/12_app/11_cli.ipynb #9b24ae77
+# %% ../../nbs/12_app/11_cli.ipynb #168f261a
 USER_ERRORS = (ValueError, OSError, ImportError, RuntimeError, MemoryError)
 DESCRIPTION = (
     "Two classifiers in, a sketch-based image search out, and no training image in between."

@@ -23,17 +23,20 @@ extras["dev"] = lines("dev_requirements") + sum(extras.values(), [])  # the test
 
 
 class BuildWithNotebook(build_py):
-    """Puts the experiment notebook into the wheel, for `dfsbir run`.
+    """Puts the notebooks into the wheel that `dfsbir run`, `dfsbir explore` and `tour` start.
 
-    An editable install finds it in nbs/.
+    An editable install finds them in nbs/.
     """
+
+    NOTEBOOKS = ("run_experiment.ipynb", "explorer.ipynb", "tour.ipynb")
 
     def run(self):
         super().run()
         if not self.editable_mode:
             folder = Path(self.build_lib) / settings["lib_path"] / "notebooks"
             self.mkpath(str(folder))
-            self.copy_file(str(HERE / settings["nbs_path"] / "run_experiment.ipynb"), str(folder))
+            for name in self.NOTEBOOKS:
+                self.copy_file(str(HERE / settings["nbs_path"] / name), str(folder))
 
 
 setup(

@@ -98,7 +98,8 @@ def test_wheel_holds_every_module_and_nothing_else(built):
     assert names >= FILES | {"dfsbir/__init__.py", "dfsbir/_modidx.py"}
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"dfsbir"}
     assert any(name.endswith("licenses/LICENSE") for name in names)
-    assert "dfsbir/notebooks/run_experiment.ipynb" in names, "dfsbir run starts it"
+    for name in ("run_experiment", "explorer", "tour"):
+        assert f"dfsbir/notebooks/{name}.ipynb" in names, "a command starts it"
 
 
 def test_wheel_says_what_settings_say(built):
@@ -130,6 +131,17 @@ def test_wheel_imports_without_the_repository(installed, tmp_path):
     same, where = call(installed, "-c", IMPORTS, cwd=tmp_path, env=plain_env()).split(maxsplit=1)
     assert same == "True"
     assert Path(where.strip()).resolve().is_relative_to(installed.parent.parent.resolve())
+
+
+def test_explorer_and_tour_come_from_the_package(installed, tmp_path):
+    code = (
+        "from dfsbir.explore.opening import copy_tour, explorer_command, packaged_notebook\n"
+        "print(packaged_notebook('tour.ipynb'), explorer_command()[0][3], copy_tour('here'))"
+    )
+    found = call(installed, "-c", code, cwd=tmp_path, env=plain_env()).split()
+    environment = installed.parent.parent.resolve()
+    assert all(Path(name).resolve().is_relative_to(environment) for name in found[:2])
+    assert (tmp_path / found[2]).is_file()
 
 
 def test_console_script_answers(installed, tmp_path):

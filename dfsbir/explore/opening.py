@@ -114,14 +114,18 @@ def _run(words: list[str], env: dict[str, str]) -> int:
 def copy_tour(
     folder: str = ".",  # made if absent
 ) -> Path:
-    "A copy of the tour without outputs; one that is there already is kept."
+    """A copy of the tour without outputs; one that is there already is kept.
+
+    Cells that show a picture of the repository are left out, since it does not come along."""
     target = Path(folder) / "tour.ipynb"
     if target.exists():
         return target
     notebook = json.loads(packaged_notebook("tour.ipynb").read_text(encoding="utf-8"))
-    for cell in notebook["cells"]:
+    cells = [cell for cell in notebook["cells"] if "](images/" not in "".join(cell["source"])]
+    for cell in cells:
         if cell["cell_type"] == "code":
             cell["outputs"], cell["execution_count"] = [], None
+    notebook["cells"] = cells
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(notebook, indent=1), encoding="utf-8")
     return target

@@ -58,10 +58,10 @@ def about_html(text: str) -> W.HTML:
 def figure_inches(
     pixels: int,  # width on the screen; 0: not known yet
 ) -> float:
-    "The width of a figure for a screen, in steps of half an inch, so that few are drawn anew."
+    "The width of a figure for a screen, in steps of a quarter of an inch."
     if not pixels:
         return 9.0
-    return min(12.0, max(3.0, pixels // 48 / 2))
+    return min(12.0, max(3.0, pixels // 24 / 4))
 
 # %% ../../nbs/11_explore/13_panels.ipynb #96747dee
 class Panel(W.VBox):

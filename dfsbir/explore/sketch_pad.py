@@ -38,7 +38,6 @@ class SketchPad(anywidget.AnyWidget):
       canvas.className = 'dfs-pad';
       canvas.tabIndex = 0;
       canvas.setAttribute('aria-label', 'Drawing pad: Ctrl+Z undoes, Delete clears');
-      canvas.dataset.lmSuppressShortcuts = 'true';  // JupyterLab's own keys stay out of it
       canvas.style = `width:${side}px; height:${side}px; border:1px solid #888;
         border-radius:4px; touch-action:none; cursor:crosshair; background:white`;
       let done = [];    // finished strokes
@@ -82,14 +81,15 @@ class SketchPad(anywidget.AnyWidget):
         model.set('strokes', strokes);
         model.save_changes();
       }
-      canvas.addEventListener('keydown', event => {
+      function press(event) {  // before JupyterLab, which has commands on the same keys
         const undo = event.key.toLowerCase() === 'z' && (event.ctrlKey || event.metaKey);
         const clear = event.key === 'Delete' || event.key === 'Backspace';
-        if (!undo && !clear) return;
+        if (event.target !== canvas || !(undo || clear)) return;
         event.preventDefault();
-        event.stopPropagation();
+        event.stopImmediatePropagation();
         if (!line) put(undo ? model.get('strokes').slice(0, -1) : []);
-      });
+      }
+      window.addEventListener('keydown', press, true);
       canvas.addEventListener('pointerdown', event => {
         if (event.button) return;
         canvas.setPointerCapture(event.pointerId);
@@ -110,6 +110,7 @@ class SketchPad(anywidget.AnyWidget):
       model.on('change:pen', draw);
       draw();
       el.appendChild(canvas);
+      return () => window.removeEventListener('keydown', press, true);
     }
     export default { render };
     """

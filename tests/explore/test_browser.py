@@ -5,7 +5,6 @@ top of another thing, no broken picture, at the widths of a desk and of a phone,
 Screenshots go to the folder that DFSBIR_ARTIFACTS names, else to pytest's temporary one.
 """
 
-import configparser
 import importlib.util
 import json
 import os
@@ -20,7 +19,6 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from packaging.requirements import Requirement
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
@@ -198,7 +196,7 @@ def open_page(browser):
             route.abort()
 
     def console(message):
-        about_versions = "satisf" in message.text and versions_are_those_required()
+        about_versions = "satisf" in message.text and versions_fit_together()
         if message.type == "error" or (message.type == "warning" and about_versions):
             errors.append(f"{message.text[:300]} {message.location.get('url', '')}")
 
@@ -209,13 +207,13 @@ def open_page(browser):
     return page, errors
 
 
-def versions_are_those_required():
-    "Whether voila and the widgets are those of the extra, which fit together."
-    parser = configparser.ConfigParser(delimiters=["="])
-    parser.read(ROOT / "settings.ini", encoding="utf-8")
-    lines = parser["DEFAULT"]["explore_requirements"].split("\n")
-    requirements = [Requirement(line) for line in lines if line.strip()]
-    return all(r.specifier.contains(version(r.name)) for r in requirements)
+def versions_fit_together():
+    "Whether voila and the widgets are those of constraints.txt, whose scripts fit together."
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = dict(line.split("==") for line in lines if "==" in line and not line.startswith("#"))
+    return all(
+        version(name) == pins[name] for name in ("voila", "ipywidgets", "jupyterlab_widgets")
+    )
 
 
 def stroke(page, points):
@@ -322,8 +320,12 @@ def look_at_samples(page, shots, name):
     page.locator(".dfs-random:visible").click()
     third = figure(page, other_than=second)
     page.locator("input[type=checkbox]:visible").check()
-    beside = figure(page, other_than=third)
-    assert beside.count("<image") == 2 * third.count("<image")
+    page.wait_for_function(  # every sample beside its nearest test image
+        """n => [...document.querySelectorAll('.dfs-figure-place')].some(place =>
+          place.offsetParent && place.shadowRoot.querySelectorAll('image').length === n)""",
+        arg=2 * third.count("<image"),
+    )
+    figure(page)
     no_faults(page)
     page.screenshot(path=shots / f"{name}-samples.png")
 
@@ -417,6 +419,7 @@ def test_an_error_is_shown_in_words(voila, browser):
     page, errors = open_page(browser)
     page.goto(f"http://127.0.0.1:{port}/?theme=dark")
     page.locator(".dfs-run select").select_option("one")
+    page.locator(".dfs-put").wait_for()
     show_tab(page, "Samples")
     figure(page)
     contrast, background = page.evaluate(CONTRAST)

@@ -60,6 +60,7 @@ class Finder:
         self.put(self.strokes[:-1])
 
     def clear(self):
+        "Takes all strokes away."
         self.put([])
 
     def find(self) -> list[Found]:

@@ -74,7 +74,8 @@ class Confusion:
     places: Tensor  # (n,) where the images stand in the image set
 
     @property
-    def accuracy(self) -> float:
+    def accuracy(self) -> float:  # in [0,1]
+        "The share of images whose predicted class is the true one."
         return (self.counts.trace() / self.counts.sum()).item()
 
     def mistaken(self, k: int) -> Tensor:  # (j,) places among the n images

@@ -85,6 +85,8 @@ class Panel(W.VBox):
         buttons = []
         if self.seeds:
             buttons.append(button("Random seed", "random", "dfs-random", self.random_seed))
+        if isinstance(self.controls.get("step"), W.SelectionSlider):
+            buttons.append(self._player(self.controls["step"]))
         self.figure = FigureView(name=title, width=pixels)
         self.figure.observe(lambda _: self.resize(), "width")
         self.inches = figure_inches(pixels)
@@ -93,6 +95,12 @@ class Panel(W.VBox):
         row.add_class("dfs-controls")
         super().__init__([about_html(view.about), row, self.table, self.figure])
         self.draw()
+
+    def _player(self, slider: W.SelectionSlider) -> W.Play:
+        "Moves a slider from its first to its last step."
+        player = W.Play(max=len(slider.options) - 1, value=slider.index, interval=1200)
+        W.link((player, "value"), (slider, "index"))
+        return player
 
     def set(self, **values):
         "Sets controls of the view and draws again."

@@ -48,7 +48,7 @@ def shortened(
 
 
 def png_bytes(
-    figure: Figure,
+    figure,  # a matplotlib Figure or a Picture
     dpi: int = 70,  # dots per inch
     colours: int = 128,  # a palette of so many takes a third of the bytes; 0: all colours
 ) -> bytes:
@@ -63,7 +63,7 @@ def png_bytes(
     return small.getvalue()
 
 
-class Picture(Figure):
+class Picture:
     "A figure outside of pyplot, of a given width, filled from top to bottom."
 
     def __init__(
@@ -71,13 +71,34 @@ class Picture(Figure):
         width: float = 9.0,  # inches
         title: str = "",  # first line
     ):
-        super().__init__((width, 1), dpi=70)
+        self.figure = Figure((width, 1), dpi=70)
         self.width = width
-        self.bottom = 0.05  # end of what is there, inches from the top
         self._boxes = []  # (axes, x, y, width, height), inches from the upper left corner
         self._lines = []  # (text, x, y)
+        self.bottom = 0.05
         if title:
             self.write(title)
+
+    @property
+    def axes(self) -> list[Axes]:
+        "All axes, in the order in which they were added."
+        return self.figure.axes
+
+    @property
+    def bottom(self) -> float:
+        "Where the content ends, inches from the top; the figure is as high as that."
+        return self._bottom
+
+    @bottom.setter
+    def bottom(self, inches: float):
+        self._bottom = inches
+        height = inches + 0.05
+        self.figure.set_size_inches(self.width, height)
+        for ax, x, y, w, h in self._boxes:
+            place = (x / self.width, 1 - (y + h) / height, w / self.width, h / height)
+            ax.set_position(place)
+        for text, x, y in self._lines:
+            text.set_position((x / self.width, 1 - y / height))
 
     def place(
         self,
@@ -87,7 +108,7 @@ class Picture(Figure):
         height: float,  # inches
     ) -> Axes:
         "Axes at a place; what follows comes below them."
-        ax = self.add_axes((0, 0, 1, 1), label=str(len(self._boxes)))
+        ax = self.figure.add_axes((0, 0, 1, 1), label=str(len(self._boxes)))
         self._boxes.append((ax, x, y, width, height))
         self.bottom = max(self.bottom, y + height)
         return ax
@@ -101,7 +122,8 @@ class Picture(Figure):
         "Adds text, wrapped to the width."
         most = max(8, int((self.width - x) / (0.0083 * size)))
         for line in textwrap.wrap(text, most):
-            self._lines.append((self.text(0, 0, line, fontsize=size, va="top"), x, self.bottom))
+            drawn = self.figure.text(0, 0, line, fontsize=size, va="top")
+            self._lines.append((drawn, x, self.bottom))
             self.bottom += size * LINE / 8
         self.bottom += 0.04
 
@@ -157,16 +179,13 @@ class Picture(Figure):
             self.bottom = top + height + 0.5
         return axes
 
-    def savefig(self, *args, **kwargs):
-        "As matplotlib's, once the height is known."
-        height = self.bottom + 0.05
-        self.set_size_inches(self.width, height)
-        for ax, x, y, w, h in self._boxes:
-            place = (x / self.width, 1 - (y + h) / height, w / self.width, h / height)
-            ax.set_position(place)
-        for text, x, y in self._lines:
-            text.set_position((x / self.width, 1 - y / height))
-        super().savefig(*args, **kwargs)
+    def savefig(
+        self,
+        file,  # path or open file
+        **options,  # of matplotlib's savefig, as format and dpi
+    ):
+        "Writes the picture as a file."
+        self.figure.savefig(file, **options)
 
     def svg(
         self,
@@ -182,6 +201,10 @@ class Picture(Figure):
 
     def _repr_png_(self) -> bytes:
         return png_bytes(self)
+
+    def __repr__(self) -> str:
+        width, height = self.figure.get_size_inches()
+        return f"<Picture of {len(self.axes)} axes, {width:.3g} x {height:.3g} inches>"
 
 # %% ../../nbs/11_explore/00_pictures.ipynb #2ef9ccc1
 def tiles(

@@ -84,6 +84,7 @@ class Run:
 
     @cached_property
     def encoders(self) -> dict[Modality, Encoder]:
+        "What the run was made for: the photo and the sketch encoder."
         return load_encoders(self.path / "encoders")
 
     @property
@@ -140,6 +141,7 @@ class Run:
 
     @cached_property
     def class_map(self) -> ClassMap:
+        "Which classes of the two teachers are the same."
         photo, sketch = (self.teachers[m].classes for m in MODALITIES)
         return align_classes(photo, sketch, self.aliases)
 

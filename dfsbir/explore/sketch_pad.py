@@ -240,11 +240,19 @@ class DrawPanel(W.VBox):
         else:
             self.pad.strokes = self.finder.strokes
 
-    def set_pen(self, width: float):
+    def set_pen(
+        self,
+        width: float,  # of a line, as a share of the side
+    ):
+        "Draws and searches with another pen."
         self.pad.pen = width
         self.option("pen", width)
 
-    def set_label(self, label: str):
+    def set_label(
+        self,
+        label: str,  # a class, or ALL_CLASSES
+    ):
+        "Finds photos of this class alone."
         self.option("label", None if label == ALL_CLASSES else label)
 
     def option(self, name: str, value):

@@ -65,6 +65,21 @@ def test_the_random_button_draws_another_seed(worker):
     assert panel.controls["seed"].value == seed and f"x 0 {seed}" in panel.figure.svg
 
 
+def test_steps_can_be_played(worker):
+    def draw(step, width):
+        return tiles([torch.rand(1, 1, 8, 8)], title=f"step {step}", width=width)
+
+    panel = Panel(View("A sentence.", draw, step=[60, 30, 10]), worker)
+    (player,) = [w for w in panel.children[1].children if isinstance(w, W.Play)]
+    assert (player.min, player.max, player.value) == (0, 2, 2)  # it shows the last step
+    shown = []
+    for tick in range(3):
+        player.value = tick
+        worker.wait()
+        shown.append(panel.view.values["step"])
+    assert shown == [10, 30, 60] and "step 60" in panel.figure.svg
+
+
 def test_without_a_seed_there_is_no_random_button(worker):
     panel = panel_of(worker)
     assert not [w for w in panel.children[1].children if isinstance(w, W.Button)]

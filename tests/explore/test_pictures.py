@@ -1,10 +1,15 @@
 "Figures outside of pyplot, laid out for a width, as PNG and SVG."
 
+import base64
+import io
 import re
+import subprocess
+import sys
 
 import matplotlib.pyplot as plt
 import pytest
 import torch
+from PIL import Image
 
 from dfsbir.explore.pictures import Picture, png_bytes, short, shortened, tiles
 
@@ -16,9 +21,8 @@ def test_a_picture_is_unknown_to_pyplot(is_png):
 
 
 def boxes(picture):
-    "Places of the axes in inches from the upper left corner, once the picture is drawn."
-    picture.svg()
-    width, height = picture.get_size_inches()
+    "Places of the axes in inches from the upper left corner; IPython draws without savefig."
+    width, height = picture.figure.get_size_inches()
     found = []
     for ax in picture.axes:
         x0, y0, x1, y1 = ax.get_position().extents
@@ -36,7 +40,7 @@ def test_rows_fit_every_width_and_nothing_overlaps(width, columns):
     picture.plots(3)
     places = boxes(picture)
     assert len(places) == 2 * columns + 3
-    height = picture.get_size_inches()[1]
+    height = picture.figure.get_size_inches()[1]
     for x0, y0, x1, y1 in places:
         assert x0 >= 0 and y0 >= 0 and x1 <= width + 1e-6 and y1 <= height + 1e-6
     for i, a in enumerate(places):
@@ -73,3 +77,24 @@ def test_captions_are_cut_to_their_place():
     assert shortened("fish\nteacher .98", 1.0) == "fish\nteacher .98"
     first, second = shortened("a very long name of a class\nshort", 1.0).split("\n")
     assert len(first) <= 15 and first.endswith("…") and second == "short"
+
+
+def test_a_notebook_shows_a_small_png_also_after_pyplot():
+    "With IPython's own formatter of figures, which pyplot brings, as without."
+    code = """
+import base64
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.core.pylabtools import select_figure_formats
+shell = InteractiveShell.instance()
+select_figure_formats(shell, {"png"})
+shell.display_formatter.active_types = shell.display_formatter.format_types
+import torch
+from dfsbir.explore.pictures import tiles
+data, _ = shell.display_formatter.format(tiles([torch.rand(8, 3, 32, 32)] * 4))
+print(base64.b64encode(data["image/png"]).decode())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    png = base64.b64decode(done.stdout.strip().splitlines()[-1])
+    with Image.open(io.BytesIO(png)) as image:
+        assert image.mode == "P"  # a palette, which takes a third of the bytes

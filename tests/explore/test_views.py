@@ -1,8 +1,13 @@
 "Views: every figure for every end of its controls, at every width."
 
+import json
+import shutil
+
 import pytest
 
+from dfsbir.crossx.config import CrossXConfig
 from dfsbir.explore.pictures import png_bytes
+from dfsbir.explore.runs import Run
 from dfsbir.explore.samples import sample_pairs
 from dfsbir.explore.views import ABOUT, View, views
 
@@ -37,6 +42,18 @@ def test_views_of_a_run_on_objects(objects, sets, is_png):
     for title, view in found.items():
         assert is_png(png_bytes(view.picture())), title
     assert "objects" in found["Compare"].table(**found["Compare"].values)
+
+
+def test_views_of_a_run_on_a_pyramid(home, tmp_path, sets):
+    "It has saved pictures, but no generators that could make others."
+    folder = tmp_path / "cold"
+    shutil.copytree(home / "one", folder, ignore=shutil.ignore_patterns("paper"))
+    config = json.loads((folder / "config.json").read_text())
+    config["crossx"] = CrossXConfig.preset("cold").flat()
+    (folder / "config.json").write_text(json.dumps(config))
+    found = views(Run(folder), lambda run: sets)
+    assert list(found) == ["Training", "Confusion", "Curves", "Compare"]
+    assert found["Training"].picture().svg().count("<image") == 32
 
 
 def test_view_refuses_what_is_no_choice():

@@ -1,7 +1,8 @@
-"""What indexing and searching cost, as ratios measured side by side: photo files to vectors against the bare net, exact search against
-faiss' flat index, and how long a drawing waits for its answer.
+"""What indexing and searching cost, as ratios measured side by side.
 
-Encoders are made on the spot and untrained: only the clock is asked.  Rounds alternate between what is compared, medians are printed.
+Photo files to vectors against the bare net, exact search against faiss' flat index, and how long a
+drawing waits for its answer. Encoders are made on the spot and untrained: only the clock is asked.
+Rounds alternate between what is compared, medians are printed.
 """
 
 import argparse
@@ -110,7 +111,7 @@ def threads(n):
 
 
 def write_photos(folder, images, side=None):
-    "Toy photos as JPEG files in class folders; with `side`, enlarged to 4:3 with the grain of a camera."
+    "Toy photos as JPEG in class folders; with `side`, enlarged to 4:3 with a camera's grain."
     rng = np.random.default_rng(0)
     for i in range(len(images)):
         x, label = images[i]
@@ -126,14 +127,13 @@ def write_photos(folder, images, side=None):
             )
         image.save(path, quality=90)
     files = list(folder.rglob("*.jpg"))
-    print(
-        f"  {len(files)} files of {image.width} x {image.height}, {sum(f.stat().st_size for f in files) / len(files) / 1000:.1f} kB each"
-    )
+    mean_kb = sum(f.stat().st_size for f in files) / len(files) / 1000
+    print(f"  {len(files)} files of {image.width} x {image.height}, {mean_kb:.1f} kB each")
     return files
 
 
 def embedding(name, home, photos, files, encoder, args):
-    "Files to a gallery, against the forward pass of the same number of images that are in memory already."
+    "Files to a gallery, against the forward pass of as many images that are in memory."
     size, n, found = (
         encoder.normalizer.size,
         len(files),
@@ -170,8 +170,11 @@ def embedding(name, home, photos, files, encoder, args):
         + f"; decoding alone {1 / decode:.0f}/s in one process"
     )
     ratios = [b / g for b, g in zip(found["bare"], found["gallery"])]
+    rounds = ", ".join(f"{ratio:.2f}" for ratio in ratios)
     print(
-        f"  RATIO files to gallery, {args.workers} workers / bare forward pass, {args.threads} threads: {median(ratios):.2f} (rounds {', '.join(f'{r:.2f}' for r in ratios)}; goal at least 0.85); against bare on all cores {rate['gallery'] / rate['bare, all cores']:.2f}"
+        f"  RATIO files to gallery, {args.workers} workers / bare forward pass, "
+        f"{args.threads} threads: {median(ratios):.2f} (rounds {rounds}; goal at least 0.85); "
+        f"against bare on all cores {rate['gallery'] / rate['bare, all cores']:.2f}"
     )
 
 
@@ -197,18 +200,20 @@ def searching(gallery, queries, rounds=7):
         flat.add(v.numpy())
         (scores, places), ours = flat.search(q.numpy(), 10), nearest(q, v, 10)
         np.testing.assert_allclose(ours[0].numpy(), scores, rtol=1e-4, atol=1e-5)
+        same = (ours[1].numpy() == places).mean()
         print(
-            f"  EQUAL to faiss flat on {name}: all scores within rounding, {(ours[1].numpy() == places).mean():.4f} of the places the same"
+            f"  EQUAL to faiss flat on {name}: all scores within rounding, "
+            f"{same:.4f} of the places the same"
         )
     card = gallery.add_index(queries=queries)
     for q in (1, len(queries)):
         asked, took = queries[:q], {"faiss": [], "ours": [], "sorting all": [], "approximate": []}
         for _ in range(rounds):
             for k, f in (
-                ("faiss", lambda: flat.search(asked.numpy(), 10)),
-                ("ours", lambda: nearest(asked, gallery.vectors, 10)),
-                ("sorting all", lambda: rank_topk(asked, gallery.vectors, 10)),
-                ("approximate", lambda: gallery.search(asked, 10, approximate=True)),
+                ("faiss", lambda q=asked: flat.search(q.numpy(), 10)),
+                ("ours", lambda q=asked: nearest(q, gallery.vectors, 10)),
+                ("sorting all", lambda q=asked: rank_topk(q, gallery.vectors, 10)),
+                ("approximate", lambda q=asked: gallery.search(q, 10, approximate=True)),
             ):
                 took[k].append(seconds(f))
         ms = {k: 1000 * median(v) for k, v in took.items()}
@@ -224,16 +229,17 @@ def latency(searcher, sketches, count=50):
     "From strokes to hits, and to the contact sheet of the hits."
     rng = np.random.default_rng(0)
     drawings = [[rng.uniform(0, 1, (20, 2)).cumsum(0) / 20 for _ in range(8)] for _ in range(count)]
-    answer = [seconds(lambda: searcher.by_strokes(d)) for d in drawings]
-    sheet = [seconds(lambda: searcher.by_strokes(d).contact_sheet()) for d in drawings]
-    image = [seconds(lambda: searcher.by_sketch(sketches[i][0])) for i in range(count)]
+    answer = [seconds(lambda d=d: searcher.by_strokes(d)) for d in drawings]
+    sheet = [seconds(lambda d=d: searcher.by_strokes(d).contact_sheet()) for d in drawings]
+    image = [seconds(lambda i=i: searcher.by_sketch(sketches[i][0])) for i in range(count)]
     for name, took in (
         ("strokes to answer", answer),
         ("strokes to contact sheet", sheet),
         ("sketch image to answer", image),
     ):
         print(
-            f"  {name}: median {1000 * median(took):.1f} ms, worst of {count} {1000 * max(took):.1f} ms"
+            f"  {name}: median {1000 * median(took):.1f} ms, "
+            f"worst of {count} {1000 * max(took):.1f} ms"
             + (" (goal under 1000)" if took is answer else "")
         )
 
@@ -241,8 +247,11 @@ def latency(searcher, sketches, count=50):
 def main():
     args = options()
     torch.set_num_threads(args.threads)
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0
     print(
-        f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0] if hasattr(os, 'getloadavg') else 0:.1f}, Python {platform.python_version()}, torch {torch.__version__}; net on {args.threads} threads, {args.workers} workers"
+        f"{platform.machine()}, {os.cpu_count()} cores, load {load:.1f}, "
+        f"Python {platform.python_version()}, torch {torch.__version__}; "
+        f"net on {args.threads} threads, {args.workers} workers"
     )
     with tempfile.TemporaryDirectory() as home:
         home = Path(home)
@@ -267,8 +276,10 @@ def main():
             )
         )
         opening = seconds(lambda: type(gallery)(home / "gallery"))
+        size_mb = (home / "gallery" / "gallery.safetensors").stat().st_size / 1e6
         print(
-            f"  again with nothing new: {again:.2f} s; opening the gallery {opening:.2f} s, its file {(home / 'gallery' / 'gallery.safetensors').stat().st_size / 1e6:.1f} MB"
+            f"  again with nothing new: {again:.2f} s; opening the gallery {opening:.2f} s, "
+            f"its file {size_mb:.1f} MB"
         )
         searching(gallery, embed(encoders[Modality.SKETCH], sketches.take(slice(100))))
         latency(Searcher(gallery, encoders), sketches)

@@ -197,7 +197,7 @@ def test_its_report(swept, tmp_path):
     change = of["ci", "crossx-dfsbir", "no batch-norm prior"] - ours
     assert f"no batch-norm prior {change:+.3f} (1 seed)" in said
     best = max(of["ci/unseen", m, v] for m, v in TEACHER_EMBEDDINGS)
-    assert f"{of['ci/unseen', 'crossx-dfsbir', ''] / best:.3f} times the best read-out" in said
+    assert f"{of['ci/unseen', 'crossx-dfsbir', ''] / best:.3f} times the best" in said
     assert (
         f"all classes: {of['ci-overlap/all', 'crossx-dfsbir', '60%']:.3f} (1 seed) at 60%" in said
     )

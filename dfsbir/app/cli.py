@@ -7,18 +7,20 @@ __all__ = ['MODALITIES', 'PAIR_HELP', 'RUN_HELP', 'TEACHER_HELP', 'TEACHER_EXAMP
            'INDEX_HELP', 'INDEX_EXAMPLES', 'SEARCH_HELP', 'SEARCH_EXAMPLES', 'SWEEP_HELP', 'SWEEP_EXAMPLES',
            'USER_ERRORS', 'DESCRIPTION', 'make_parser', 'describe_error', 'main']
 
-# %% ../../nbs/12_app/11_cli.ipynb #388c885a
+# %% ../../nbs/12_app/11_cli.ipynb #c51d6c79
 import argparse
 import importlib
+import io
 import json
 import os
 import signal
 import sys
+import warnings
 
 from .. import __version__
 from .parameters import notebook_parameters, parse_values
 
-# %% ../../nbs/12_app/11_cli.ipynb #ac80ceea
+# %% ../../nbs/12_app/11_cli.ipynb #62a61b7f
 MODALITIES = ("photo", "sketch")  # as core.types has them, which imports torch
 PAIR_HELP = "a run folder, or a folder with photo.safetensors and sketch.safetensors"
 
@@ -41,7 +43,7 @@ def _add_device(parser):
         "--device", default="auto", help="auto, cpu, cuda or mps (default: %(default)s)"
     )
 
-# %% ../../nbs/12_app/11_cli.ipynb #03d3d4ee
+# %% ../../nbs/12_app/11_cli.ipynb #22ad7bfa
 RUN_HELP = """\
 Runs the experiment notebook: trains or loads two classifiers, turns them into two encoders
 without data, and reports. Without options it does so on the embedded toy set.
@@ -78,7 +80,7 @@ def _add_run(commands):
         help="the executed notebook (default: run_experiment.ipynb in the run folder)",
     )
 
-# %% ../../nbs/12_app/11_cli.ipynb #61cd50c2
+# %% ../../nbs/12_app/11_cli.ipynb #20b87e15
 TEACHER_HELP = """\
 Trains a classifier on class folders (FOLDER/CLASS/image.png) and saves it, with a card that
 says what it is."""
@@ -137,7 +139,7 @@ def _add_teacher(commands):
     )
     _add_device(parser)
 
-# %% ../../nbs/12_app/11_cli.ipynb #39349f65
+# %% ../../nbs/12_app/11_cli.ipynb #c91e4124
 EVALUATE_HELP = "Ranks photos for each sketch by two encoders, and prints how well."
 EVALUATE_EXAMPLES = """\
 examples:
@@ -186,7 +188,7 @@ def _add_evaluate(commands):
     )
     _add_device(parser)
 
-# %% ../../nbs/12_app/11_cli.ipynb #b48f44dc
+# %% ../../nbs/12_app/11_cli.ipynb #b584158d
 INDEX_HELP = """\
 Embeds the photos of a folder (at any depth; sub-folders are labels) into a gallery. Run it
 again to bring the gallery up to date: only new and changed photos are embedded, and a run
@@ -211,6 +213,19 @@ def _add_index(commands):
         default="gallery",
         metavar="FOLDER",
         help="folder to write (default: %(default)s)",
+    )
+    add(
+        "--exclude",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="leave out files and folders of this name or path, as 'drafts' or '*/raw/*'; may be "
+        "given many times",
+    )
+    add(
+        "--verify",
+        action="store_true",
+        help="read every file again, also where its size and time have not changed",
     )
     add(
         "--workers",
@@ -242,7 +257,7 @@ def _add_index(commands):
     )
     _add_device(parser)
 
-# %% ../../nbs/12_app/11_cli.ipynb #c270e9dc
+# %% ../../nbs/12_app/11_cli.ipynb #e1e66ae4
 SEARCH_HELP = """\
 Prints the photos of a gallery that are most like a sketch, best first: rank, score, label,
 file. The sketch may be a photo of a page, light on dark, small or framed: it is normalised
@@ -273,6 +288,7 @@ def _add_search(commands):
         metavar="FOLDER",
         help="what dfsbir index wrote (default: %(default)s)",
     )
+    add("--root", metavar="FOLDER", help="where the photos are now, if their folder was moved")
     add("-k", type=int, default=10, help="photos to find (default: %(default)s)")
     add("--label", help="only photos of this sub-folder")
     add("--sheet", metavar="FILE.png", help="write query and photos found as one picture")
@@ -283,7 +299,7 @@ def _add_search(commands):
         help="search by the approximate index of the gallery",
     )
 
-# %% ../../nbs/12_app/11_cli.ipynb #60fb9b30
+# %% ../../nbs/12_app/11_cli.ipynb #ec91a74d
 SWEEP_HELP = """\
 Runs every job of a grid file: each is one run of a papermill notebook with its own parameters,
 in its own folder.
@@ -355,7 +371,7 @@ def _add_sweep(commands):
         help="run nothing; write one results file from the runs of the named grids and folders",
     )
 
-# %% ../../nbs/12_app/11_cli.ipynb #168f261a
+# %% ../../nbs/12_app/11_cli.ipynb #f1b789b9
 USER_ERRORS = (ValueError, OSError, ImportError, RuntimeError, MemoryError)
 DESCRIPTION = (
     "Two classifiers in, a sketch-based image search out, and no training image in between."
@@ -387,6 +403,11 @@ def describe_error(error: Exception) -> str:
     )
 
 
+def _show_warning(message, category, *_, **__):
+    "A warning in the words of a user, without the line of the program."
+    print(f"dfsbir: warning: {message}", file=sys.stderr)
+
+
 def _interrupt(*_):
     raise KeyboardInterrupt
 
@@ -401,7 +422,7 @@ def _do(args: argparse.Namespace) -> int:  # exit code
 
 def main(
     argv: list[str] | None = None,  # words after `dfsbir`; None: this process's
-) -> int:  # exit code: 0 well, 1 not all was done, 2 a mistake, 130 interrupted
+) -> int:  # exit code: 0 well, 1 not all was done, 2 a mistake, 130 interrupted, 141 a cut pipe
     "The dfsbir command."
     words = sys.argv[1:] if argv is None else argv
     before = signal.getsignal(signal.SIGTERM)
@@ -412,10 +433,21 @@ def main(
             parser.print_help()
             return 0
         signal.signal(signal.SIGTERM, _interrupt)
-        return _do(args)
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # a console need not know every character
+                stream.reconfigure(errors="backslashreplace")
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            code = _do(args)
+        sys.stdout.flush()
+        return code
     except KeyboardInterrupt as error:
         print(f"dfsbir: interrupted. {error}", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        # nobody reads on; what Python would still write at its end goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except Exception as error:
         if "--traceback" in words:
             raise

@@ -5,9 +5,12 @@
 # %% auto #0
 __all__ = ['EmbeddedPhoto', 'embed_photos', 'embed_photos_on_ray']
 
-# %% ../../nbs/10_search/07_embedding.ipynb #6078a221
+# %% ../../nbs/10_search/07_embedding.ipynb #20bdafd1
 import copy
 import math
+import multiprocessing.connection
+import os
+import threading
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -19,7 +22,7 @@ from torch.utils.data import DataLoader
 from ..evaluation.retrieval import embed
 from .sources import DecodedPhoto
 
-# %% ../../nbs/10_search/07_embedding.ipynb #4dc30960
+# %% ../../nbs/10_search/07_embedding.ipynb #cfcff1a4
 class EmbeddedPhoto(NamedTuple):
     "A photo on its way into the gallery."
 
@@ -54,6 +57,16 @@ def _embed_batch(rows: list[DecodedPhoto], encoder) -> list[EmbeddedPhoto]:
     ]
 
 
+def _end_with_parent(_worker: int):
+    "Makes a worker end when the process that started it is killed: nobody else would end it."
+
+    def watch():
+        multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def embed_photos(
     source,  # a FolderSource or SetSource
     places: list[int],  # of the photos to embed, in the source's items
@@ -62,11 +75,18 @@ def embed_photos(
     workers: int,  # processes that read and decode ahead; 0: this one does it
 ) -> Iterator[list[EmbeddedPhoto]]:
     "The photos' rows, batch by batch, in the order of `places`."
-    loader = DataLoader(source, batch_size, sampler=places, num_workers=workers, collate_fn=list)
+    loader = DataLoader(
+        source,
+        batch_size,
+        sampler=places,
+        num_workers=workers,
+        collate_fn=list,
+        worker_init_fn=_end_with_parent,
+    )
     for rows in loader:
         yield _embed_batch(rows, encoder)
 
-# %% ../../nbs/10_search/07_embedding.ipynb #0b18c76a
+# %% ../../nbs/10_search/07_embedding.ipynb #e9b1c313
 class _RayWorker:
     "A worker of a Ray cluster: places of photos in, their rows out, as columns of bytes."
 

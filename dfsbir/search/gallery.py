@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['encoder_id', 'Gallery', 'write_parquet']
 
-# %% ../../nbs/10_search/05_gallery.ipynb #68102bb0
+# %% ../../nbs/10_search/05_gallery.ipynb #d9f91378
 import hashlib
 import io
 import json
@@ -29,7 +29,7 @@ from .gallery_file import FORMAT, GalleryMismatch, Rows, single_writer
 from .hits import Hits
 from .photo_files import THUMBNAIL_SIDE
 
-# %% ../../nbs/10_search/05_gallery.ipynb #a0f3eb6a
+# %% ../../nbs/10_search/05_gallery.ipynb #7e0b5de4
 def encoder_id(encoder) -> str:  # 64 hexadecimal digits
     "A checksum of an encoder: its weights, its input and its embedding head."
     card = {
@@ -43,17 +43,22 @@ def encoder_id(encoder) -> str:  # 64 hexadecimal digits
         h.update(flat.view(torch.uint8).numpy().tobytes())
     return h.hexdigest()
 
-# %% ../../nbs/10_search/05_gallery.ipynb #7e1cfff6
+# %% ../../nbs/10_search/05_gallery.ipynb #9ecd3b3a
 class Gallery:
     "Photos with their vectors, in one folder that can be moved."
 
     changes: dict | None = None  # photos embedded, known, gone, broken in the run that just made it
+    listing = None  # what else that run saw in the folder of photos, a Listing
 
     def __init__(
         self,
         folder,  # one that `index_photos` or `dfsbir index` made
+        root=None,  # folder in which the photos are now; None: where they were indexed
     ):
         self.folder = Path(folder)
+        if root is not None and not Path(root).is_dir():
+            raise FileNotFoundError(f"{root} is not a folder of photos")
+        self._root = None if root is None else Path(root).resolve()
         file = self.folder / "gallery.safetensors"
         if not file.is_file():
             raise FileNotFoundError(
@@ -76,6 +81,8 @@ class Gallery:
     @property
     def root(self) -> Path | None:
         "The folder of photos, if it can be found; else where it was; None without files."
+        if self._root is not None:
+            return self._root
         roots = self._rows.head["roots"]
         if not roots:
             return None
@@ -93,8 +100,9 @@ class Gallery:
         path = Path(self.root or "", self.items[i].path)
         if not path.is_file():
             raise FileNotFoundError(
-                f"{path} is not there: the photos were moved or removed; index the folder "
-                "where they are now (known photos are not embedded again)"
+                f"{path} is not there: the photos were moved or removed; open the gallery "
+                "with root=, or index the folder where they are now (known photos are not "
+                "embedded again)"
             )
         return path
 
@@ -117,14 +125,18 @@ class Gallery:
         "The k photos with the largest inner products; equal ones in gallery order."
         self._check_query(vectors, k, label)
         vectors = vectors.cpu().float()
+        # one more than wanted, to know whether the last is tied with those that are not shown
         if label is not None:
             among = (self.labels == self.classes.index(label)).nonzero()[:, 0]
-            scores, at = nearest(vectors, self.vectors[among], min(k, len(among)))
-            return Hits(scores, among[at], self)
-        k = min(k, len(self))
-        if approximate:
-            return Hits(*self._load_index().search(vectors, k, self.vectors), self)
-        return Hits(*nearest(vectors, self.vectors, k), self)
+            scores, at = nearest(vectors, self.vectors[among], min(k + 1, len(among)))
+            places = among[at]
+        elif approximate:
+            wanted = min(k + 1, len(self))
+            scores, places = self._load_index().search(vectors, wanted, self.vectors)
+        else:
+            scores, places = nearest(vectors, self.vectors, min(k + 1, len(self)))
+        next_scores = scores[:, k] if scores.shape[1] > k else None
+        return Hits(scores[:, :k], places[:, :k], self, next_scores=next_scores)
 
     def _check_query(self, vectors, k, label):
         if vectors.ndim != 2 or vectors.shape[1] != self.vectors.shape[1]:
@@ -194,7 +206,7 @@ class Gallery:
         table = [self.classes, ["--:"] * len(counts), map(str, counts)]
         return "\n".join([text, "", *("|" + "|".join(row) + "|" for row in table)])
 
-# %% ../../nbs/10_search/05_gallery.ipynb #5cf2777a
+# %% ../../nbs/10_search/05_gallery.ipynb #2d0a4317
 def _as_text(value):
     "A file's name may hold bytes that are no text; they are written as escapes."
     if isinstance(value, str):

@@ -1,10 +1,13 @@
 """dfsbir index and search: a gallery of one's own photos, brought up to date, moved, and asked."""
 
 import json
+import os
+import subprocess
 import sys
 
 import pytest
 from app.helpers import call, fails
+from conftest import ROOT
 from PIL import Image
 
 from dfsbir.search.searcher import Searcher
@@ -111,3 +114,105 @@ def test_a_missing_extra_is_named(gallery, folders, run, capsys, monkeypatch):
     words = ("index", folders / "photo", "--run", run, "--gallery", gallery, "--workers", 0)
     text = fails(capsys, *words, "--device", "cpu", "--parquet", folders / "g.parquet")
     assert "dfsbir[search]" in text
+
+
+# ---- odd names, moved folders, folders that cannot be read, cut pipes
+
+
+def odd_gallery(folders, run, name):
+    "A gallery of photos of which one has this name, as bytes."
+    data = next((folders / "photo").rglob("*.png")).read_bytes()
+    with open(os.path.join(os.fsencode(folders / "photo"), name), "wb") as file:
+        file.write(data)
+    words = ("--workers", 0, "--device", "cpu", "--run", run, "--gallery", folders / "gallery")
+    assert call("index", folders / "photo", *words) == 0
+    return folders / "gallery"
+
+
+def process(*words, encoding="utf-8"):
+    "The finished command, whose console has an encoding."
+    return subprocess.run(
+        [sys.executable, "-m", "dfsbir.app.cli", *map(str, words)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": encoding},
+        capture_output=True,
+    )
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "cp1252"])
+@pytest.mark.parametrize("name", [b"caf\xe9.png", b"a\nb\x1b[31m.png", "猫.png".encode()])
+def test_odd_names_end_no_search(name, encoding, folders, run, sketch, capsys):
+    gallery, files = odd_gallery(folders, run, name), [folders / "f.json", folders / "f.png"]
+    words = ("--gallery", gallery, "-k", 40, "--json", files[0], "--sheet", files[1])
+    done = process("search", sketch, *words, encoding=encoding)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.decode(encoding).splitlines()
+    assert len(lines) == 21 and all(line.isprintable() for line in lines)
+    assert all(file.stat().st_size for file in files)
+    paths = [hit["path"] for hit in json.loads(files[0].read_text())["queries"][0]]
+    assert os.fsdecode(name) in paths
+
+
+def test_a_moved_folder_is_noticed_and_named(gallery, folders, sketch, capsys, tmp_path):
+    moved = (folders / "photo").rename(tmp_path / "elsewhere")
+    assert call("search", sketch, "--gallery", gallery, "-k", 4) == 0
+    printed = capsys.readouterr()
+    assert "4 of 4" in printed.err and "--root" in printed.err
+    assert call("search", sketch, "--gallery", gallery, "-k", 4, "--root", moved) == 0
+    printed = capsys.readouterr()
+    assert "--root" not in printed.err
+    assert all(f"  {moved.resolve()}/" in line for line in printed.out.splitlines())
+    text = fails(capsys, "search", sketch, "--gallery", gallery, "--root", tmp_path / "nowhere")
+    assert "nowhere" in text
+
+
+def test_an_unreadable_folder_is_named_and_the_exit_code_says_so(
+    gallery, folders, run, capsys, monkeypatch
+):
+    label = sorted(p.name for p in (folders / "photo").iterdir())[0]
+    scandir = os.scandir
+
+    def scan(path="."):
+        if os.path.basename(path) == label:
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", scan)
+    words = ("--workers", 0, "--device", "cpu", "--run", run, "--gallery", gallery)
+    assert call("index", folders / "photo", *words) == 1
+    text = capsys.readouterr().out
+    assert "20 photos" in text and f"{label}: PermissionError" in text
+
+
+def test_what_is_no_photo_is_counted(gallery, folders, run, capsys):
+    for name in ("a.heic", "b.heic", "c.mp4", "@eaDir/d.png"):
+        (folders / "photo" / name).parent.mkdir(exist_ok=True)
+        (folders / "photo" / name).write_text("hello")
+    words = ("--workers", 0, "--device", "cpu", "--run", run, "--gallery", gallery)
+    assert call("index", folders / "photo", *words, "--exclude", "0.png") == 0
+    text = capsys.readouterr().out
+    assert "2 .heic" in text and "1 .mp4" in text and "@eaDir" in text
+    assert "--exclude: 1" in text and "19 photos" in text
+    assert call("index", folders / "photo", *words, "--verify") == 0
+
+
+def test_a_cut_pipe_ends_quietly(gallery, sketch):
+    "As in `dfsbir search ... | head -1`."
+    words = ["search", sketch, "--gallery", gallery, "-k", "20"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "dfsbir.app.cli", *map(str, words)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as done:
+        done.stdout.close()
+        error = done.stderr.read()
+    assert done.returncode == 141 and not error
+
+
+def test_a_shrinking_gallery_warns_in_a_line(gallery, folders, run, capsys):
+    for file in sorted((folders / "photo").rglob("*.png"))[:9]:
+        file.unlink()
+    words = ("--workers", 0, "--device", "cpu", "--run", run, "--gallery", gallery)
+    assert call("index", folders / "photo", *words) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert len(lines) == 1 and "20 photos" in lines[0] and ".py" not in lines[0]

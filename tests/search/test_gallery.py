@@ -62,6 +62,16 @@ def test_moved_with_its_photos_or_without(gallery, photos, encoders, tmp_path):
     assert again.file(3).is_file() and encoder.embedded == 0
 
 
+def test_photos_that_were_moved_alone_are_found_by_their_new_root(gallery, photos, tmp_path):
+    moved = photos.rename(tmp_path / "elsewhere")
+    with pytest.raises(FileNotFoundError, match="root"):
+        gallery.file(3)
+    again = Gallery(gallery.folder, root=moved)
+    assert again.file(3) == (moved / again.items[3].path).resolve()
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        Gallery(gallery.folder, root=tmp_path / "nowhere")
+
+
 # ---- whose gallery it is
 
 

@@ -4,10 +4,14 @@ import errno
 import os
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT
 from search.helpers import COUNT, SIDE, Wrapped, in_child, index, make_encoders, save
 
 from dfsbir.data.folders import read_folder
@@ -100,7 +104,7 @@ def test_a_kill_while_embedding_keeps_the_old_gallery_and_the_work(
 ):
     for i in range(6):
         save(toy, COUNT + i, photos / "new" / f"{i}.jpg")
-    monkeypatch.setattr("dfsbir.search.indexing.PART", 2)
+    monkeypatch.setattr("dfsbir.search.indexing.SMALLEST_PART", 2)
 
     def die(embedded):
         if embedded == 4:
@@ -135,3 +139,74 @@ def test_damaged_and_foreign_parts_are_left_out(photos, encoders, tmp_path):
     assert not list((tmp_path / "g" / "parts").glob("*"))
     wanted = embed(encoders["photo"], read_folder(photos, "photo", SIDE))
     torch.testing.assert_close(gallery.vectors, wanted, atol=1e-5, rtol=0)
+
+
+def test_what_a_kill_leaves_grows_with_the_run(photos, encoders, tmp_path, monkeypatch):
+    "However long the run, all but an eighth is kept, or all but the smallest part."
+    monkeypatch.setattr("dfsbir.search.indexing.SMALLEST_PART", 2)
+    for i, file in enumerate(sorted(photos.rglob("*.jpg"))):
+        for n in range(4):  # other content each time
+            (photos / f"{i}_{n}.jpg").write_bytes(file.read_bytes() + bytes([n]))
+    for killed_after in (10, 60, 110):
+        folder = tmp_path / str(killed_after)
+
+        def die(embedded, limit=killed_after):
+            if embedded >= limit:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        dying = Wrapped(encoders["photo"], die)
+        code = in_child(lambda f=folder, e=dying: index(f, photos, e, batch_size=1))
+        assert code == -signal.SIGKILL
+        rest = Wrapped(encoders["photo"])
+        total = len(index(folder, photos, rest))
+        kept = total - rest.embedded
+        assert killed_after - kept <= max(2, killed_after // 8) + 1
+
+
+def test_verify_finds_what_size_and_time_hide(gallery, photos, encoders):
+    file = sorted(photos.rglob("*.jpg"))[0]
+    stat, data = file.stat(), bytearray(file.read_bytes())
+    data[-40] ^= 1
+    file.write_bytes(data)
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert index(gallery.folder, photos, encoders["photo"]).changes["embedded"] == 0
+    encoder = Wrapped(encoders["photo"])
+    after = index(gallery.folder, photos, encoder, verify=True)
+    assert after.changes["embedded"] == encoder.embedded == 1
+    assert len(after) == COUNT and after.changes["gone"] == 1
+
+
+WORKERS = """
+import os, sys, time
+import torch
+sys.path[:0] = sys.argv[3:]
+from search.helpers import Wrapped, index, make_encoders
+torch.set_num_threads(1)
+def wait(embedded):
+    children = f"/proc/{os.getpid()}/task/{os.getpid()}/children"
+    print(open(children).read(), flush=True)
+    time.sleep(600)
+index(sys.argv[1], sys.argv[2], Wrapped(make_encoders()["photo"], wait), workers=2)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are looked up in /proc")
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_workers_end_when_their_run_is_killed(how, photos, tmp_path):
+    command = [sys.executable, "-c", WORKERS, tmp_path / "g", photos, ROOT, ROOT / "tests"]
+    with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True) as run:
+        workers = run.stdout.readline().split()
+        run.send_signal(how)
+        run.wait(60)
+    assert len(workers) >= 2
+
+    def alive(worker):
+        try:
+            return Path(f"/proc/{worker}/stat").read_text().split(") ")[1][0] != "Z"
+        except FileNotFoundError:
+            return False
+
+    deadline = time.monotonic() + 60
+    while any(map(alive, workers)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(map(alive, workers))

@@ -7,7 +7,7 @@ __all__ = ['MODALITIES', 'PAIR_HELP', 'RUN_HELP', 'TEACHER_HELP', 'TEACHER_EXAMP
            'INDEX_HELP', 'INDEX_EXAMPLES', 'SEARCH_HELP', 'SEARCH_EXAMPLES', 'SWEEP_HELP', 'SWEEP_EXAMPLES',
            'USER_ERRORS', 'DESCRIPTION', 'make_parser', 'describe_error', 'main']
 
-# %% ../../nbs/12_app/11_cli.ipynb #c51d6c79
+# %% ../../nbs/12_app/11_cli.ipynb #88058894
 import argparse
 import importlib
 import io
@@ -20,7 +20,7 @@ import warnings
 from .. import __version__
 from .parameters import notebook_parameters, parse_values
 
-# %% ../../nbs/12_app/11_cli.ipynb #62a61b7f
+# %% ../../nbs/12_app/11_cli.ipynb #fd3f66bb
 MODALITIES = ("photo", "sketch")  # as core.types has them, which imports torch
 PAIR_HELP = "a run folder, or a folder with photo.safetensors and sketch.safetensors"
 
@@ -43,7 +43,7 @@ def _add_device(parser):
         "--device", default="auto", help="auto, cpu, cuda or mps (default: %(default)s)"
     )
 
-# %% ../../nbs/12_app/11_cli.ipynb #22ad7bfa
+# %% ../../nbs/12_app/11_cli.ipynb #48b9e6f2
 RUN_HELP = """\
 Runs the experiment notebook: trains or loads two classifiers, turns them into two encoders
 without data, and reports. Without options it does so on the embedded toy set.
@@ -80,7 +80,7 @@ def _add_run(commands):
         help="the executed notebook (default: run_experiment.ipynb in the run folder)",
     )
 
-# %% ../../nbs/12_app/11_cli.ipynb #20b87e15
+# %% ../../nbs/12_app/11_cli.ipynb #e44ba5e0
 TEACHER_HELP = """\
 Trains a classifier on class folders (FOLDER/CLASS/image.png) and saves it, with a card that
 says what it is."""
@@ -139,7 +139,7 @@ def _add_teacher(commands):
     )
     _add_device(parser)
 
-# %% ../../nbs/12_app/11_cli.ipynb #c91e4124
+# %% ../../nbs/12_app/11_cli.ipynb #a31bff45
 EVALUATE_HELP = "Ranks photos for each sketch by two encoders, and prints how well."
 EVALUATE_EXAMPLES = """\
 examples:
@@ -180,7 +180,13 @@ def _add_evaluate(commands):
         metavar="JSON",
         help='class names that mean a shared one, as {"automobile": "car"}, or a file of it',
     )
-    add("--json", metavar="FILE", help="write the figures there as well")
+    add("--json", metavar="FILE", help="write the figures there as well; - prints them instead")
+    add(
+        "--on-error",
+        choices=("raise", "skip"),
+        default="raise",
+        help="at an image that cannot be read: stop, or leave it out (default: %(default)s)",
+    )
     add(
         "--onnx",
         metavar="FOLDER",
@@ -188,7 +194,7 @@ def _add_evaluate(commands):
     )
     _add_device(parser)
 
-# %% ../../nbs/12_app/11_cli.ipynb #b584158d
+# %% ../../nbs/12_app/11_cli.ipynb #6fe9014b
 INDEX_HELP = """\
 Embeds the photos of a folder (at any depth; sub-folders are labels) into a gallery. Run it
 again to bring the gallery up to date: only new and changed photos are embedded, and a run
@@ -257,7 +263,7 @@ def _add_index(commands):
     )
     _add_device(parser)
 
-# %% ../../nbs/12_app/11_cli.ipynb #e1e66ae4
+# %% ../../nbs/12_app/11_cli.ipynb #fc5459ed
 SEARCH_HELP = """\
 Prints the photos of a gallery that are most like a sketch, best first: rank, score, label,
 file. The sketch may be a photo of a page, light on dark, small or framed: it is normalised
@@ -299,7 +305,7 @@ def _add_search(commands):
         help="search by the approximate index of the gallery",
     )
 
-# %% ../../nbs/12_app/11_cli.ipynb #ec91a74d
+# %% ../../nbs/12_app/11_cli.ipynb #23442c7b
 SWEEP_HELP = """\
 Runs every job of a grid file: each is one run of a papermill notebook with its own parameters,
 in its own folder.
@@ -371,7 +377,7 @@ def _add_sweep(commands):
         help="run nothing; write one results file from the runs of the named grids and folders",
     )
 
-# %% ../../nbs/12_app/11_cli.ipynb #f1b789b9
+# %% ../../nbs/12_app/11_cli.ipynb #843482e9
 USER_ERRORS = (ValueError, OSError, ImportError, RuntimeError, MemoryError)
 DESCRIPTION = (
     "Two classifiers in, a sketch-based image search out, and no training image in between."
@@ -393,6 +399,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 def describe_error(error: Exception) -> str:
     "An error in the words of a user."
+    if getattr(error, "reason", None) and getattr(error, "path", None):  # a BrokenImage
+        return f"{error.path}: {error.reason}; mend or remove it, or leave it out: --on-error skip"
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, USER_ERRORS) and str(error):

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['evaluate_command']
 
-# %% ../../nbs/12_app/09_evaluate.ipynb #fa6b6744
+# %% ../../nbs/12_app/09_evaluate.ipynb #fba7aa47
 import json
+import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -16,12 +17,12 @@ from ..core.checkpoint import write_atomic
 from ..core.device import make_fabric
 from ..core.types import MODALITIES, Modality
 from ..data.image_set import ImageSet
-from ..evaluation.report import evaluate_retrieval
+from ..evaluation.report import Report, evaluate_retrieval
 from ..evaluation.retrieval import embed
 from ..students.encoder import export_onnx
 from ..teachers.class_map import to_shared
 
-# %% ../../nbs/12_app/09_evaluate.ipynb #8dd8f0c1
+# %% ../../nbs/12_app/09_evaluate.ipynb #859ac576
 def _test_sets(args: Namespace, encoders: dict) -> dict[Modality, ImageSet]:
     "Test images of both modalities, with the encoders' classes as labels."
     size = args.size or encoders[Modality.PHOTO].normalizer.size
@@ -29,26 +30,35 @@ def _test_sets(args: Namespace, encoders: dict) -> dict[Modality, ImageSet]:
     aliases = read_table(args.aliases, "the alias table")
     sets = {}
     for m, folder in zip(MODALITIES, (args.photos, args.sketches)):
-        found = read_images(folder, m, size, "test", args.images, normalise=True)
+        found = read_images(folder, m, size, "test", args.images, args.on_error, normalise=True)
         sets[m] = to_shared(found, classes, aliases)
         if len(sets[m]) < len(found):
             print(
                 f"{len(found) - len(sets[m])} of {len(found)} {m} images are of classes that "
-                "the encoders do not know, and are left out"
+                "the encoders do not know, and are left out",
+                file=sys.stderr,
             )
+        if sets[m].broken:
+            print(f"{len(sets[m].broken)} broken {m} images are left out", file=sys.stderr)
     return sets
 
 
-def _as_json(report) -> str:
-    content = {
-        "metrics": report.metrics,
-        "floor": report.floor,
-        "ceiling": report.ceiling,
-        "per_class": report.per_class(),
-        "queries": len(report.ap),
-        "gallery": len(report.gallery_labels),
-    }
-    return json.dumps(content, indent=1)
+def _as_text(report: Report) -> str:
+    "The figures as a table for a terminal, and the AP of each class below."
+    per_class = report.per_class()
+    width = max(map(len, per_class))
+    lines = [f"  {name:{width}}  {ap:.3f}" for name, ap in per_class.items()]
+    return "\n".join([str(report), "", "AP@all of each class:", *lines])
+
+
+def _write_json(report: Report, path: str):
+    "To a file, or to standard output where the path is a dash."
+    text = json.dumps(report.as_dict(), indent=1)
+    if path == "-":
+        print(text)
+        return
+    with write_atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def evaluate_command(
@@ -67,14 +77,16 @@ def evaluate_command(
         sets[Modality.PHOTO].labels,
         classes=encoders[Modality.PHOTO].card["classes"],
     )
-    per_class = ", ".join(f"{name} {ap:.3f}" for name, ap in report.per_class().items())
-    print(f"{report._repr_markdown_()}\n\nAP@all per class: {per_class}")
+    if args.json != "-":
+        print(_as_text(report))
     if args.json:
-        with write_atomic(args.json) as temporary:
-            temporary.write_text(_as_json(report), encoding="utf-8")
+        _write_json(report, args.json)
     if args.onnx:
         for m in MODALITIES:
             path = Path(args.onnx) / f"{m}.onnx"
             difference = export_onnx(encoders[m], path)
-            print(f"{path}: embeddings of onnxruntime differ from ours by {difference:.1e} at most")
+            print(
+                f"{path}: embeddings of onnxruntime differ from ours by {difference:.1e} at most",
+                file=sys.stderr,
+            )
     return 0

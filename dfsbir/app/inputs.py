@@ -5,8 +5,10 @@
 # %% auto #0
 __all__ = ['SHOWN_PROBLEMS', 'read_images', 'find_encoders', 'load_pair']
 
-# %% ../../nbs/12_app/06_inputs.ipynb #82f25f1c
+# %% ../../nbs/12_app/06_inputs.ipynb #79f7602c
+import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 from ..core.types import MODALITIES, Modality
@@ -16,23 +18,24 @@ from ..data.sketch_normalisation import PROBLEMS, normalise_set
 from ..data.toy import toy_pairs
 from ..students.encoder import load_encoder, load_encoders
 
-# %% ../../nbs/12_app/06_inputs.ipynb #3e632a8c
+# %% ../../nbs/12_app/06_inputs.ipynb #18a0ace9
 SHOWN_PROBLEMS = 10  # sketches that cannot be read, named one by one
 
 
 def _canonical(sketches: ImageSet) -> ImageSet:
     "The set's canonical sketches; prints how many were changed, and which cannot be read."
+    say = partial(print, file=sys.stderr)  # standard output is for results
     normalised, reports = normalise_set(sketches)
     changed = [report for report in reports if report.steps]
     if changed:
         counts = Counter(step for report in changed for step in report.steps)
         steps = ", ".join(f"{step} {count}" for step, count in counts.most_common())
-        print(f"{len(changed)} of {len(reports)} sketches were made canonical: {steps}")
+        say(f"{len(changed)} of {len(reports)} sketches were made canonical: {steps}")
     problems = [(path, r.problem) for path, r in zip(sketches.paths, reports) if r.problem]
     for path, problem in problems[:SHOWN_PROBLEMS]:
-        print(f"  {path}: {PROBLEMS[problem]}")
+        say(f"  {path}: {PROBLEMS[problem]}")
     if len(problems) > SHOWN_PROBLEMS:
-        print(f"  ... and {len(problems) - SHOWN_PROBLEMS} more that cannot be read as drawings")
+        say(f"  ... and {len(problems) - SHOWN_PROBLEMS} more that cannot be read as drawings")
     return normalised
 
 
@@ -52,7 +55,7 @@ def read_images(
     pair = toy_pairs(toy_images, size, split=toy_split)
     return pair[MODALITIES.index(modality)]
 
-# %% ../../nbs/12_app/06_inputs.ipynb #2238008a
+# %% ../../nbs/12_app/06_inputs.ipynb #dc0b43da
 def find_encoders(
     where,  # a run folder, or a folder of encoders
 ) -> Path:

@@ -47,29 +47,29 @@ def test_evaluate_files_on_folders_with_an_alias(run, folders, capsys):
         words += [f"--{m}-encoder", run / "encoders" / f"{m}.safetensors"]
     words += ["--photos", folders / "photo", "--sketches", folders / "sketch", *CPU]
     assert call("evaluate", *words) == 0
-    assert "2 of 20 photo images" in capsys.readouterr().out
+    assert "2 of 20 photo images" in capsys.readouterr().err
     aliases = json.dumps({"zeppelin": TOY_CLASSES[0]})
     assert call("evaluate", *words, "--aliases", aliases) == 0
-    assert "left out" not in capsys.readouterr().out
+    assert "left out" not in capsys.readouterr().err
 
 
 def test_sketches_of_folders_are_normalised(run, folders, capsys):
     "What was changed is counted; the figures are those of the clean drawings, but for rounding."
     words = ("evaluate", run, "--photos", folders / "photo", "--sketches", folders / "sketch")
     assert call(*words, *CPU) == 0
-    assert "canonical" not in capsys.readouterr().out
+    assert "canonical" not in capsys.readouterr().err
     for file in sorted((folders / "sketch").rglob("*.png"))[::2]:
         with Image.open(file) as image:
             ImageOps.invert(image.convert("L")).save(file)
     assert call(*words, *CPU) == 0
-    text = capsys.readouterr().out
+    text = capsys.readouterr().err
     assert "10 of 20 sketches" in text and "inverted 10" in text
 
 
 def test_evaluate_exports_onnx(run, tmp_path, capsys):
     assert call("evaluate", run, "--images", 20, "--onnx", tmp_path / "o", *CPU) == 0
     names = sorted(p.name for p in (tmp_path / "o").iterdir())
-    assert names == ["photo.onnx", "sketch.onnx"] and "onnxruntime" in capsys.readouterr().out
+    assert names == ["photo.onnx", "sketch.onnx"] and "onnxruntime" in capsys.readouterr().err
 
 
 def test_evaluate_mistakes(run, folders, capsys):
@@ -85,3 +85,33 @@ def test_evaluate_mistakes(run, folders, capsys):
         ([run, "--aliases", "{x}"], "alias"),
     ):
         assert fact in fails(capsys, "evaluate", *words)
+
+
+def test_json_on_request_is_all_that_is_printed(run, folders, capsys):
+    "Whatever else there is to say goes to the error stream."
+    (folders / "photo" / TOY_CLASSES[0]).rename(folders / "photo" / "zeppelin")
+    words = ("--photos", folders / "photo", "--sketches", folders / "sketch")
+    assert call("evaluate", run, *words, "--json", "-", *CPU) == 0
+    printed = capsys.readouterr()
+    content = json.loads(printed.out)
+    assert content["gallery"] == 18 and "2 of 20" in printed.err
+    assert {"metrics", "floor", "ceiling", "per_class", "R_min"} <= set(content)
+
+
+def test_the_table_fits_a_terminal_and_explains_its_bound_once(run, capsys):
+    assert call("evaluate", run, "--images", 40, *CPU) == 0
+    text = capsys.readouterr().out
+    assert "|" not in text and text.count("R_min") == 1
+    assert all(len(line) <= 100 for line in text.splitlines())
+
+
+@pytest.mark.parametrize("modality", ["photo", "sketch"])
+def test_a_broken_image_stops_or_is_left_out(modality, run, folders, capsys):
+    file = next((folders / modality).rglob("*.png"))
+    file.write_text("no image")
+    words = ("evaluate", run, "--photos", folders / "photo", "--sketches", folders / "sketch")
+    text = fails(capsys, *words, *CPU)
+    assert file.name in text and "--on-error skip" in text
+    assert call(*words, "--on-error", "skip", *CPU) == 0
+    printed = capsys.readouterr()
+    assert f"1 broken {modality}" in printed.err and "mAP@all" in printed.out

@@ -1,11 +1,17 @@
 """dfsbir run: mistakes end before anything starts."""
 
+import io
+import json
+import re
 import sys
 
+import pytest
 from app.helpers import fails
 
 from dfsbir.app.parameters import notebook_parameters
+from dfsbir.app.run import StageLines, summarise_run
 from dfsbir.crossx.experiment import open_run, prepare_experiment
+from dfsbir.evaluation.results import append_results
 
 
 def test_mistaken_parameters_end_before_anything_starts(capsys, tmp_path, monkeypatch):
@@ -42,3 +48,85 @@ def test_a_missing_extra_is_named(capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "papermill", None)
     assert "dfsbir[run]" in fails(capsys, "run") and not list(tmp_path.iterdir())
+
+
+# ---- stages and the summary
+
+
+def write_record(run, done, seconds):
+    run.mkdir(exist_ok=True)
+    (run / "record.json").write_text(json.dumps({"run_id": "r", "done": done, "seconds": seconds}))
+
+
+def test_a_line_a_stage_and_nothing_else_in_a_log_file(tmp_path):
+    "Also where the folder appears later, and where a file is half written."
+    stream, run = io.StringIO(), tmp_path / "run"
+    with StageLines(run, stream) as stages:
+        stages.update()
+        write_record(run, [], {"teachers": 3.0})
+        (run / "metrics.jsonl").write_text('{"step": 1, "student/total": 2.0}\n')
+        stages.update()
+        write_record(run, ["teachers"], {"teachers": 7.0, "crossx": 1.0})
+        stages.update()
+        (run / "record.json").write_text("{")
+        stages.update()
+        write_record(run, ["teachers", "crossx"], {"teachers": 7.0, "crossx": 200.0})
+    assert stream.getvalue().splitlines() == ["teachers: 7 s", "crossx: 3 min"]
+
+
+def test_a_continued_run_says_what_was_done_before(tmp_path):
+    write_record(tmp_path, ["teachers"], {"teachers": 7.0})
+    stream = io.StringIO()
+    with StageLines(tmp_path, stream):
+        write_record(tmp_path, ["teachers", "crossx"], {"teachers": 7.0, "crossx": 2.0})
+    first, second = stream.getvalue().splitlines()
+    assert "continued" in first and "teachers" in first and second == "crossx: 2 s"
+
+
+def test_a_terminal_shows_the_latest_losses(tmp_path):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    (tmp_path / "metrics.jsonl").write_text('{"step": 4}\n{"step": 5, "student/total": 2.5}\n')
+    stream = Terminal()
+    with StageLines(tmp_path, stream) as stages:
+        stages.update()
+    assert "step 5" in stream.getvalue() and "student/total 2.500" in stream.getvalue()
+
+
+def rows_of(run_id, **values):
+    shared = dict(dataset="toy", seed=0, metric="mAP@all", seconds=1, device="cpu")
+    return [{**shared, "run_id": run_id, "method": m, "value": v} for m, v in values.items()]
+
+
+def test_the_summary_goes_from_the_floor_to_the_ceiling(tmp_path):
+    "Of this run alone; the best of each kind; and only what was measured."
+    write_record(tmp_path, [], {})
+    mine = {"random": 0.1, "teacher-logits": 0.3, "teacher-features": 0.4, "crossx-paper": 0.5}
+    append_results(tmp_path / "all.csv", rows_of("other", **{"crossx-dfsbir": 0.99}))
+    append_results(tmp_path / "all.csv", rows_of("r", **mine))
+    lines = summarise_run(tmp_path / "all.csv", tmp_path).splitlines()
+    found = [value for line in lines for value in re.findall(r"0\.\d{3}", line)]
+    assert found == ["0.100", "0.400", "0.500"]
+    assert any("report.html" in line for line in lines)
+    assert any(f"dfsbir index PHOTOS --run {tmp_path}" in line for line in lines)
+    append_results(tmp_path / "all.csv", rows_of("r", **{"data-dependent": 0.9}))
+    assert "0.900" in summarise_run(tmp_path / "all.csv", tmp_path)
+
+
+def test_a_summary_without_results_still_says_what_comes_next(tmp_path):
+    text = summarise_run(tmp_path / "none.csv", tmp_path)
+    assert "report.html" in text and "dfsbir index" in text
+
+
+def test_a_dead_kernel_says_why_and_how_to_go_on(capsys, tmp_path, monkeypatch):
+    papermill = pytest.importorskip("papermill")
+    from nbclient.exceptions import DeadKernelError
+
+    def die(*args, **options):
+        raise DeadKernelError("Kernel died")
+
+    monkeypatch.setattr(papermill, "execute_notebook", die)
+    text = fails(capsys, "run", "-p", "run_folder", tmp_path / "run", "-p", "device", "cpu")
+    assert "memory" in text and str(tmp_path / "run") in text and "same command" in text

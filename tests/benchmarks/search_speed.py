@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -25,7 +26,10 @@ from dfsbir.core.types import MODALITIES, Modality
 from dfsbir.data.toy import toy_pairs
 from dfsbir.data.toy_shapes import TOY_CLASSES
 from dfsbir.evaluation.retrieval import embed, rank_topk
+from dfsbir.search.approximate import INDEX_KINDS
 from dfsbir.search.exact import nearest
+from dfsbir.search.gallery import Gallery
+from dfsbir.search.gallery_file import Item, write_rows
 from dfsbir.search.indexing import index_photos
 from dfsbir.search.photo_files import decode_photo
 from dfsbir.search.searcher import Searcher
@@ -64,6 +68,17 @@ def options():
         type=int,
         default=max(1, (os.cpu_count() or 2) // 2),
         help="threads of the net, in both halves of a ratio",
+    )
+    p.add_argument(
+        "--sizes",
+        type=int,
+        nargs="*",
+        default=[1_000, 10_000, 100_000, 1_000_000],
+        help="photos of generated galleries, to see how costs grow; none: leave this out",
+    )
+    p.add_argument("--dim", type=int, default=64, help="numbers a vector, in generated galleries")
+    p.add_argument(
+        "--growth-only", action="store_true", help="generated galleries and nothing else"
     )
     p.add_argument("--rounds", type=int, default=3, help="of each comparison")
     return p.parse_args()
@@ -244,6 +259,82 @@ def latency(searcher, sketches, count=50):
         )
 
 
+def generated_vectors(count, dim, seed, piece=10_000):
+    "Unit vectors around a thousand centres, as embeddings of photos are, in pieces."
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(1000, dim, generator=torch.Generator().manual_seed(99))
+    for start in range(0, count, piece):
+        n = min(piece, count - start)
+        near = centres[torch.randint(1000, (n,), generator=generator)]
+        noise = torch.randn(n, dim, generator=generator)
+        yield torch.nn.functional.normalize(near + 0.7 * noise, dim=1)
+
+
+def generated_items(count):
+    "Items of photos that do not exist, in a hundred folders."
+    for n in range(count):
+        yield Item(f"folder{n % 100:02d}/photo{n:07d}.jpg", 1000 + n, f"{n:064x}", f"{n % 100:02d}")
+
+
+def memory():
+    "MB that this process holds in memory of its own, and of mapped files."
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        return {"own": float("nan"), "mapped": float("nan")}
+    lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+    kb = {k: int(lines[name].split()[0]) for k, name in (("own", "RssAnon"), ("mapped", "RssFile"))}
+    return {k: v / 1000 for k, v in kb.items()}
+
+
+def latency_of(search, queries, repeat=20):
+    "Milliseconds for one query, and for each of a hundred that are asked together."
+    one = median(seconds(lambda q=q: search(queries[q : q + 1])) for q in range(repeat))
+    many = median(seconds(lambda: search(queries)) for _ in range(3))
+    return f"{1000 * one:.2f} ms alone, {1000 * many / len(queries):.2f} ms of {len(queries)}"
+
+
+def growth(home, count, dim):
+    "A generated gallery of this size: written, opened, searched exactly and by both indexes."
+    folder = home / f"generated{count}"
+    folder.mkdir()
+    queries = torch.cat(list(generated_vectors(100, dim, seed=1)))
+    before = memory()["own"]
+    writing = seconds(
+        lambda: write_rows(
+            folder / "gallery.safetensors",
+            generated_items(count),
+            generated_vectors(count, dim, seed=0),
+            (b"thumbnail" for _ in range(count)),
+            encoder="generated",
+            broken=[],
+            roots=[],
+        )
+    )
+    size = (folder / "gallery.safetensors").stat().st_size / 1e6
+    print(
+        f"\n{count} generated photos, {dim} numbers each: written in {writing:.1f} s, {size:.0f} MB"
+    )
+    start = time.perf_counter()
+    gallery = Gallery(folder)
+    opening, held = time.perf_counter() - start, memory()
+    print(
+        f"  opened in {opening:.2f} s; {held['own'] - before:.0f} MB more of its own, "
+        f"{held['mapped']:.0f} MB mapped"
+    )
+    print(f"  exact: {latency_of(partial(gallery.search, k=10), queries)}")
+    for kind in INDEX_KINDS:
+        try:
+            start = time.perf_counter()
+            summary = gallery.add_index(0.95, queries, kind)
+            building = time.perf_counter() - start
+        except ImportError as error:
+            print(f"  {kind}: {error}")
+            continue
+        found = ", ".join(f"{k} {v}" for k, v in summary.items() if k != "kind")
+        search = partial(gallery.search, k=10, approximate=True)
+        print(f"  {kind}: built in {building:.1f} s, {latency_of(search, queries)}; {found}")
+
+
 def main():
     args = options()
     torch.set_num_threads(args.threads)
@@ -255,6 +346,10 @@ def main():
     )
     with tempfile.TemporaryDirectory() as home:
         home = Path(home)
+        for count in args.sizes:
+            growth(home, count, args.dim)
+        if args.growth_only:
+            return
         print(f"\n{args.photos} toy photos, {args.net}")
         photos, sketches = toy_pairs(args.photos, args.size, split="test")
         files, encoders = write_photos(home / "toy", photos), encoders_of(args.net, args.size)

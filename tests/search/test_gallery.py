@@ -12,7 +12,7 @@ from search.helpers import COUNT, SIDE, Wrapped, content, index, make_encoders, 
 from dfsbir.data.folders import read_folder
 from dfsbir.evaluation.retrieval import embed, rank_topk
 from dfsbir.search.gallery import Gallery, encoder_id, write_parquet
-from dfsbir.search.gallery_file import FORMAT, GalleryMismatch
+from dfsbir.search.gallery_file import FORMAT, GalleryMismatch, Item, write_rows
 from dfsbir.search.searcher import Searcher
 from dfsbir.students.encoder import HeadSpec, load_encoders, save_encoders
 
@@ -70,6 +70,36 @@ def test_photos_that_were_moved_alone_are_found_by_their_new_root(gallery, photo
     assert again.file(3) == (moved / again.items[3].path).resolve()
     with pytest.raises(FileNotFoundError, match="nowhere"):
         Gallery(gallery.folder, root=tmp_path / "nowhere")
+
+
+def test_a_generated_gallery_is_written_in_pieces_and_searched(tmp_path):
+    "Vectors that never are in memory together: the same hits as of the whole matrix."
+    pytest.importorskip("faiss", reason="faiss is not installed (extra: search)")
+    count = 20_000
+    generator = torch.Generator().manual_seed(0)
+    vectors = torch.nn.functional.normalize(torch.randn(count, 16, generator=generator), dim=1)
+    items = (Item(f"{n % 7}/{n}.jpg", n, f"{n:064x}", str(n % 7)) for n in range(count))
+    write_rows(
+        tmp_path / "gallery.safetensors",
+        items,
+        vectors.split(777),
+        (b"%d" % n for n in range(count)),
+        encoder="none",
+        broken=[],
+        roots=[],
+    )
+    gallery, queries = Gallery(tmp_path), vectors[:50]
+    assert len(gallery) == count and gallery.items[-1].path == f"{(count - 1) % 7}/{count - 1}.jpg"
+    assert gallery.classes == [str(n) for n in range(7)]
+    scores, places = rank_topk(queries, vectors, 10)
+    hits = gallery.search(queries, 10)
+    assert torch.equal(hits.indices, places)
+    torch.testing.assert_close(hits.scores, scores)
+    for kind in ("ivf", "hnsw"):
+        summary = gallery.add_index(0.9, queries, kind)
+        again = Gallery(tmp_path).search(queries, 10, approximate=True)
+        found = (again.scores >= hits.scores[:, -1:] - 1e-5).double().mean().item()
+        assert summary["recall@10"] >= 0.9 and found >= 0.89
 
 
 # ---- whose gallery it is

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['MODALITIES', 'PAIR_HELP', 'RUN_HELP', 'TEACHER_HELP', 'TEACHER_EXAMPLES', 'EVALUATE_HELP', 'EVALUATE_EXAMPLES',
            'INDEX_HELP', 'INDEX_EXAMPLES', 'SEARCH_HELP', 'SEARCH_EXAMPLES', 'SWEEP_HELP', 'SWEEP_EXAMPLES',
-           'USER_ERRORS', 'DESCRIPTION', 'make_parser', 'describe_error', 'main']
+           'EXPLORE_HELP', 'EXPLORE_EXAMPLES', 'TOUR_HELP', 'TOUR_EXAMPLES', 'USER_ERRORS', 'DESCRIPTION',
+           'make_parser', 'describe_error', 'main']
 
 # %% ../../nbs/12_app/11_cli.ipynb #88058894
 import argparse
@@ -377,6 +378,76 @@ def _add_sweep(commands):
         help="run nothing; write one results file from the runs of the named grids and folders",
     )
 
+# %% ../../nbs/12_app/11_cli.ipynb #a9e7b68e
+EXPLORE_HELP = """\
+Opens the explorer in a browser: draw and find photos, look at the estimates, at mistakes, and
+compare runs. Without RUNS it shows those in the folder runs/; where there are none, it makes a
+tiny run first. Ctrl-C ends it."""
+EXPLORE_EXAMPLES = """\
+examples:
+  dfsbir explore
+  dfsbir explore runs/pets --gallery pets --theme dark"""
+TOUR_HELP = """\
+Opens the tour of the method in JupyterLab: a copy of its notebook, tour.ipynb, that can be run
+and changed. A copy that is there already is opened again. Ctrl-C ends it."""
+TOUR_EXAMPLES = """\
+examples:
+  dfsbir tour
+  dfsbir tour notebooks --no-browser"""
+
+
+def _add_server(parser):
+    parser.add_argument(
+        "--port", type=int, default=0, help="of this computer (default: a free one)"
+    )
+    parser.add_argument("--no-browser", action="store_true", help="print the address and open none")
+
+
+def _add_explore(commands):
+    parser = _new_parser(
+        commands,
+        "explore",
+        "explore:explore_command",
+        "look at runs in a browser, draw and find",
+        EXPLORE_HELP,
+        EXPLORE_EXAMPLES,
+    )
+    add = parser.add_argument
+    add(
+        "runs",
+        nargs="?",
+        default="",
+        metavar="RUNS",
+        help="a run folder, or a folder of them (default: runs, if it holds any)",
+    )
+    add(
+        "--gallery",
+        default="",
+        metavar="FOLDER",
+        help="what dfsbir index wrote (default: the run's test photos)",
+    )
+    add("--theme", choices=("light", "dark"), default="light", help="(default: %(default)s)")
+    _add_server(parser)
+
+
+def _add_tour(commands):
+    parser = _new_parser(
+        commands,
+        "tour",
+        "explore:tour_command",
+        "the method step by step, in JupyterLab",
+        TOUR_HELP,
+        TOUR_EXAMPLES,
+    )
+    parser.add_argument(
+        "folder",
+        nargs="?",
+        default=".",
+        metavar="FOLDER",
+        help="where the copy is put (default: here)",
+    )
+    _add_server(parser)
+
 # %% ../../nbs/12_app/11_cli.ipynb #843482e9
 USER_ERRORS = (ValueError, OSError, ImportError, RuntimeError, MemoryError)
 DESCRIPTION = (
@@ -392,7 +463,16 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"dfsbir {__version__}")
     parser.add_argument("--traceback", action="store_true", help="show where an error came from")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for add in (_add_run, _add_teacher, _add_evaluate, _add_index, _add_search, _add_sweep):
+    for add in (
+        _add_run,
+        _add_teacher,
+        _add_evaluate,
+        _add_index,
+        _add_search,
+        _add_explore,
+        _add_tour,
+        _add_sweep,
+    ):
         add(commands)
     return parser
 

@@ -12,8 +12,8 @@ from argparse import Namespace
 from pathlib import Path
 
 from .inputs import load_pair, read_images
-from .parameters import read_table
 from ..core.checkpoint import write_atomic
+from ..core.config import read_table
 from ..core.device import make_fabric
 from ..core.types import MODALITIES, Modality
 from ..data.image_set import ImageSet

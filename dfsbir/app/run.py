@@ -21,13 +21,13 @@ from dfsbir.app.parameters import (
     EXPERIMENT,
     RUN_EXTRA,
     check_values,
-    find_notebook,
     notebook_parameters,
 )
 from .sweep import format_seconds
 from ..core.checkpoint import require_writable
 from ..crossx.experiment import check_start
 from ..evaluation.results import read_results
+from ..explore.opening import packaged_notebook
 
 # %% ../../nbs/12_app/07_run.ipynb #8edb47106e1a46a883d545849b8ab81b
 POLL = 0.5  # seconds between two looks at the run folder
@@ -180,7 +180,7 @@ def run_notebook(
     "Runs the experiment notebook, and writes report.html into its run folder."
     if find_spec("papermill") is None:
         raise ImportError(RUN_EXTRA)
-    notebook = find_notebook()
+    notebook = packaged_notebook(EXPERIMENT)
     parameters = check_values(notebook_parameters(notebook), values)
     check_start(parameters)  # a start that would fail changes nothing in an earlier run's folder
     run = Path(parameters["run_folder"])

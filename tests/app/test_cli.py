@@ -16,7 +16,7 @@ from dfsbir.app.cli import describe_error, main, make_parser
 from dfsbir.app.parameters import notebook_parameters
 from dfsbir.core.types import MODALITIES
 
-COMMANDS = ("run", "teacher", "evaluate", "index", "search", "sweep")
+COMMANDS = ("run", "teacher", "evaluate", "index", "search", "explore", "tour", "sweep")
 
 
 def command(cwd, *words):
@@ -54,7 +54,7 @@ def test_help_of_a_command(capsys, name):
     assert end.value.code == 0
     _, _, after = text.partition("example")
     examples = [line for line in after.splitlines() if line.startswith("  dfsbir")]
-    assert examples and all(line.startswith(f"  dfsbir {name} ") for line in examples)
+    assert examples and all(f"{line} ".startswith(f"  dfsbir {name} ") for line in examples)
     (commands,) = [a for a in make_parser()._actions if a.choices and name in a.choices]
     for action in commands.choices[name]._actions:
         assert action.help, action.dest
@@ -121,7 +121,7 @@ def test_help_and_typos_import_nothing_but_the_standard_library(words):
         check=True,
     )
     modules = json.loads(done.stdout)
-    heavy = {"torch", "numpy", "PIL", "pydantic", "papermill", "tqdm"} & set(modules)
+    heavy = {"torch", "numpy", "PIL", "pydantic", "papermill", "tqdm", "ipywidgets"} & set(modules)
     assert not heavy and len(modules) < 300
 
 

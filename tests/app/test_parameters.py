@@ -7,16 +7,16 @@ import pytest
 from conftest import ROOT
 
 from dfsbir.app.parameters import (
+    EXPERIMENT,
     Parameter,
     check_cells,
     check_values,
-    find_notebook,
     notebook_parameters,
     parse_value,
     parse_values,
     read_parameters,
-    read_table,
 )
+from dfsbir.explore.opening import packaged_notebook
 
 
 def test_the_parameters_cell_is_flat_and_typed():
@@ -26,16 +26,14 @@ def test_the_parameters_cell_is_flat_and_typed():
     assert len(names) == len(parameters)
     assert {"dataset", "seed", "run_folder", "preset", "changes"} <= names
     assert all(type(p.default) in (bool, int, float, str) and p.comment for p in parameters)
-    cells = json.loads(find_notebook().read_text())["cells"]
+    cells = json.loads(packaged_notebook(EXPERIMENT).read_text())["cells"]
     (cell,) = [c for c in cells if "parameters" in c["metadata"].get("tags", [])]
     statements = "".join(cell["source"])
     assert re.findall(r"^(\w+) = ", statements, re.MULTILINE) == [p.name for p in parameters]
 
 
-def test_the_notebook_is_found():
-    assert find_notebook() == ROOT / "nbs" / "run_experiment.ipynb"
-    with pytest.raises(FileNotFoundError, match="none.ipynb"):
-        find_notebook("none.ipynb")
+def test_the_experiment_is_the_notebook_of_the_checkout():
+    assert packaged_notebook(EXPERIMENT) == ROOT / "nbs" / "run_experiment.ipynb"
 
 
 def test_a_notebook_without_a_parameters_cell(tmp_path):
@@ -118,14 +116,3 @@ def test_parse_value(default, text, value):
 def test_texts_that_are_refused(pair, facts):
     with pytest.raises(ValueError, match=facts):
         parse_values([pair], FOUR)
-
-
-def test_read_table(tmp_path):
-    (tmp_path / "t.json").write_text('{"a": "b"}')
-    for text in (str(tmp_path / "t.json"), '{"a": "b"}', ' {"a": "b"}'):
-        assert read_table(text, "x") == {"a": "b"}
-    assert read_table(" ", "x") == {}
-    (tmp_path / "list.json").write_text("[1]")
-    for bad in ("{a}", str(tmp_path / "none.json"), str(tmp_path), str(tmp_path / "list.json")):
-        with pytest.raises(ValueError, match="the table"):
-            read_table(bad, "the table")

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import pytest
 from pydantic import Field, model_validator
 
-from dfsbir.core.config import Config, ConfigError, Setting, flatten, nearest_name
+from dfsbir.core.config import Config, ConfigError, Setting, flatten, nearest_name, read_table
 
 
 class Square(Config):
@@ -292,3 +292,14 @@ def test_tables_for_notebooks():
     assert all(f"`{s.name}`" in table for s in Drawing.settings())
     shown = Drawing.preset("round")._repr_markdown_()
     assert "`shape.radius` | 2.0" in shown and "shape.side" not in shown
+
+
+def test_a_table_is_json_or_a_file_of_it(tmp_path):
+    (tmp_path / "t.json").write_text('{"a": "b"}')
+    for text in (str(tmp_path / "t.json"), '{"a": "b"}', ' {"a": "b"}'):
+        assert read_table(text, "x") == {"a": "b"}
+    assert read_table(" ", "x") == {}
+    (tmp_path / "list.json").write_text("[1]")
+    for bad in ("{a}", str(tmp_path / "none.json"), str(tmp_path), str(tmp_path / "list.json")):
+        with pytest.raises(ValueError, match="the table"):
+            read_table(bad, "the table")

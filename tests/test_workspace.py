@@ -159,11 +159,10 @@ def test_module_is_exported(path):
 
 @pytest.mark.parametrize("path", MODULES, ids=short)
 def test_no_long_line_is_exported(path):
-    "Of what comes from cells; nbdev writes __all__ and the docstring (the subtitle) itself."
+    "The list __all__ alone is excepted: nbdev writes and wraps it."
     text = path.read_text(encoding="utf-8")
-    written = text.partition("\n# %% ../")[0].count("\n")
-    lines = list(enumerate(text.splitlines(), 1))[written:]
-    long = [i for i, line in lines if len(line) > 100]
+    text = re.sub(r"^__all__ = \[.*?\]$", "", text, count=1, flags=re.MULTILINE | re.DOTALL)
+    long = [line for line in text.splitlines() if len(line) > 100]
     assert not long, f"lines over 100 characters: {long}"
 
 
@@ -187,7 +186,7 @@ def test_a_title_and_one_line_that_becomes_the_docstring(path):
     first = cells(path, "markdown")[0]
     title = re.match(r"# (\S.*)\n\n> (\S.*)(?:\n|$)", first)
     assert title, f"wanted '# Title', an empty line and '> subtitle'; found {first[:200]!r}"
-    assert len(title[2]) < 100, f"{len(title[2])} characters: {title[2]}"
+    assert len(title[2]) <= 94, f"{len(title[2])} characters make a docstring over 100: {title[2]}"
 
 
 def test_tests_mirror_the_package():

@@ -13,6 +13,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
+from ..core.device import step_all
 from ..core.types import MODALITIES, Modality, PairBatch
 from .generators import Generator
 from ..losses.weighted_sum import WeightedLoss
@@ -153,8 +154,7 @@ class PairEstimator:
         for m in MODALITIES:
             self.optimisers[m].zero_grad()
         self.fabric.backward(loss)
-        for m in MODALITIES:
-            self.optimisers[m].step()
+        step_all(self.fabric, self.optimisers.values())
         self.step += 1
         if self.step % self.patience == 0:
             self.terms.read()

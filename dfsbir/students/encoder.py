@@ -208,7 +208,7 @@ def _fresh_teacher(teacher: Teacher, recipe: dict, other_net: bool, size: int) -
     if other_net:
         normalizer = input_of(recipe["source"], teacher.normalizer.size, net, recipe["name"])
     else:
-        normalizer = copy.deepcopy(teacher.normalizer)
+        normalizer = Normalizer(**teacher.normalizer.card())  # on the CPU, as the net
     normalizer.size = size or normalizer.size
     return Teacher(net, teacher.classes, normalizer, teacher.modality)
 

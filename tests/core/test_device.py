@@ -2,9 +2,19 @@
 
 import pytest
 import torch
+from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision
 from torch import nn
 
-from dfsbir.core.device import capture, fork_rng, make_fabric, rng_state, seed_everything
+from dfsbir.core.device import (
+    capture,
+    fork_rng,
+    make_fabric,
+    rng_state,
+    seed_everything,
+    step_all,
+    unscale_gradients,
+)
 from dfsbir.core.device import set_rng_state as put_back
 
 
@@ -47,3 +57,54 @@ def test_hooks_are_gone_even_after_an_error():
 def test_fabric_on_the_cpu():
     fabric = make_fabric("cpu")
     assert fabric.device.type == "cpu" and fabric.world_size == 1
+
+
+# ---- the loss scale
+
+
+def scaled_fabric(**scaler):
+    "16-mixed as on a graphics card, with its scaler."
+    scaler = torch.amp.GradScaler("cpu", **scaler)
+    plugin = MixedPrecision("16-mixed", "cpu", scaler)
+    return Fabric(accelerator="cpu", devices=1, plugins=plugin), scaler
+
+
+@pytest.mark.parametrize("overflow", [0, 1, None])
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_optimisers_of_one_backward_pass_share_one_scale(overflow, wrapped):
+    "Whichever overflows is left out; the others step as they would without a scale."
+    fabric, scaler = scaled_fabric(init_scale=1024.0, growth_interval=1)
+    nets = [nn.Linear(1, 1, bias=False) for _ in range(2)]
+    for net in nets:
+        nn.init.ones_(net.weight)
+    optimizers = [torch.optim.SGD(net.parameters(), lr=0.25) for net in nets]
+    if wrapped:
+        nets, optimizers = zip(*(fabric.setup(*pair) for pair in zip(nets, optimizers)))
+    fabric.backward(sum(net.weight.sum() for net in nets))
+    if overflow is not None:
+        nets[overflow].weight.grad.fill_(torch.inf)
+    step_all(fabric, optimizers)
+    found = [net.weight.item() for net in nets]
+    assert found == [1.0 if k == overflow else 0.75 for k in range(2)]
+    assert scaler.get_scale() == (2048.0 if overflow is None else 512.0), "updated once"
+
+
+def test_without_a_scale_all_optimisers_step():
+    weights = [nn.Parameter(torch.ones(1)) for _ in range(3)]
+    fabric = make_fabric("cpu")
+    fabric.backward(sum(weights).sum())
+    optimizers = [torch.optim.SGD([w], lr=0.5) for w in weights]
+    unscale_gradients(fabric, optimizers[0])
+    step_all(fabric, optimizers)
+    assert [w.item() for w in weights] == [0.5] * 3
+
+
+def test_gradients_are_clipped_at_their_true_size():
+    fabric, scaler = scaled_fabric(init_scale=1024.0)
+    weight = nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([weight], lr=0.25)
+    fabric.backward(weight.sum())
+    unscale_gradients(fabric, optimizer)
+    nn.utils.clip_grad_norm_([weight], 5.0)
+    step_all(fabric, [optimizer])
+    assert weight.item() == 0.75

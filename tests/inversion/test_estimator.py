@@ -3,6 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision
 
 from dfsbir.core.checkpoint import load_state, save_state
 from dfsbir.core.device import make_fabric
@@ -100,6 +102,44 @@ def test_half_precision_steps():
     e.synthesize(4)
     assert e.sample(3).photo.dtype == torch.float32
     assert all(p.isfinite().all() for g in e.generators.values() for p in g.parameters())
+
+
+def loud_photos(batch, noise):
+    "Gradients of the photos overflow when the loss is scaled; those of the sketches do not."
+    return {
+        "photo": lambda: 1e34 * batch.photo.float().mean(),
+        "sketch": lambda: batch.sketch.float().mean(),
+    }
+
+
+def test_an_overflow_of_the_photos_leaves_the_sketches_their_step():
+    "The loss scale is halved after both steps, not between them."
+    weights = {"photo": 1.0, "sketch": 1.0}
+
+    def weights_of(generator):
+        return torch.cat([p.detach().flatten() for p in generator.parameters()])
+
+    def moved(fabric):
+        torch.manual_seed(1)
+        e = PairEstimator(
+            PixelGenerator(3, 3, 16, width=8),
+            PixelGenerator(3, 1, 16, width=8),
+            loud_photos,
+            WeightedLoss(weights),
+            fabric,
+            batch=12,
+            optimizer=torch.optim.SGD,
+        )
+        before = {m: weights_of(g) for m, g in e.generators.items()}
+        e.run_step()
+        return {m: weights_of(g) - before[m] for m, g in e.generators.items()}
+
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**14)
+    half = Fabric(accelerator="cpu", devices=1, plugins=MixedPrecision("16-mixed", "cpu", scaler))
+    scaled, plain = moved(half), moved(make_fabric("cpu"))
+    assert not scaled["photo"].any() and scaler.get_scale() == 2.0**13
+    length = scaled["sketch"].norm() / plain["sketch"].norm()
+    assert length.item() == pytest.approx(1, rel=0.05)
 
 
 def test_the_seed_decides():

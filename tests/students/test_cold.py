@@ -5,6 +5,8 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision
 
 from dfsbir.core.types import MODALITIES, Modality, Normalizer, PairBatch
 from dfsbir.students.cold import (
@@ -45,13 +47,13 @@ def pairs():
     return PairBatch(torch.rand(12, 3, 16, 16), torch.rand(12, 1, 16, 16), torch.arange(12) % 3)
 
 
-def distiller(teachers, steps=6, class_map=SAME, **changes):
+def distiller(teachers, steps=6, class_map=SAME, fabric=None, **changes):
     torch.manual_seed(3)
     config = ColdConfig(**{"net": "dfsbir/tiny", "batch": 12, **changes})
     photo, sketch = (cold_encoder(teachers[m], class_map, SPACE, config.net) for m in MODALITIES)
     if config.shared:
         share_net(photo, sketch)
-    return ColdDistiller(photo, sketch, teachers, class_map, config, steps)
+    return ColdDistiller(photo, sketch, teachers, class_map, config, steps, fabric)
 
 
 @pytest.mark.parametrize("T", [1.0, 3.0, 20.0])
@@ -101,6 +103,22 @@ def test_students_learn_what_the_teachers_say(teachers, pairs, optimizer, shared
         losses.append(d.terms.log()["total"])
     assert sum(losses[-10:]) < 0.5 * sum(losses[:10])
     assert (d.averaged.photo.net is d.averaged.sketch.net) == shared
+
+
+def test_gradients_are_clipped_before_the_loss_scale_counts(teachers, pairs):
+    "With a scale of 2**14 a step is as long as without; clipped by it, it would be far shorter."
+
+    def moved(fabric):
+        taught = distiller(teachers, fabric=fabric, lr=0.01, warmup_share=0.0)
+        before = [p.detach().clone() for p in taught.students.parameters()]
+        torch.manual_seed(5)
+        taught.step(pairs)
+        change = zip(taught.students.parameters(), before)
+        return torch.cat([(now - then).detach().flatten() for now, then in change]).norm()
+
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**14)
+    half = Fabric(accelerator="cpu", devices=1, plugins=MixedPrecision("16-mixed", "cpu", scaler))
+    assert moved(half).item() == pytest.approx(moved(None).item(), rel=0.1)
 
 
 def test_batch_norms_keep_statistics_of_their_own(teachers, pairs):

@@ -12,7 +12,9 @@ import threading
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import wraps
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 # %% ../../nbs/00_core/03_data_guard.ipynb #dbafce7e
 class DataFreeViolation(RuntimeError):
@@ -32,7 +34,7 @@ class DataGuard:
     "One block of `data_free`: what it allows, and what was read of that."
 
     allow: tuple[Path, ...]  # folders whose files may be read
-    threads: frozenset  # the threads that were running before; they are not guarded
+    threads: frozenset  # the threads that were running before
     read: set[Path] = field(default_factory=set)  # files that were read in the allowed folders
 
     def allows(
@@ -45,15 +47,43 @@ class DataGuard:
 
 _current: ContextVar[tuple[DataGuard, ...]] = ContextVar("data_free", default=())
 _active: list[DataGuard] = []  # of all contexts
+_inherited: WeakKeyDictionary = WeakKeyDictionary()  # thread -> guards of where it was begun
 
 
-def _guards(current=_current, active=_active, this_thread=threading.current_thread):
-    "The guards of the running context; in a thread begun since, those that were active then."
+def _guards(
+    current=_current,
+    active=_active,
+    inherited=_inherited,
+    this_thread=threading.current_thread,
+    foreign=threading._DummyThread,
+):
+    """The guards of the running context, or of the one in which this thread was begun.
+
+    Nobody announces threads that a library begins outside of Python; those that were not running
+    before a guard belong to it.
+    """
     found = current.get()
     if found or not active:
         return found
     thread = this_thread()
-    return tuple(guard for guard in active if thread not in guard.threads)
+    if isinstance(thread, foreign):
+        return tuple(guard for guard in active if thread not in guard.threads)
+    return tuple(guard for guard in inherited.get(thread, ()) if guard in active)
+
+
+def _remember_guards(start):
+    "`Thread.start` that remembers from which context a thread was begun."
+
+    @wraps(start)
+    def start_and_remember(self):
+        if found := _guards():
+            _inherited[self] = found
+        return start(self)
+
+    return start_and_remember
+
+
+threading.Thread.start = _remember_guards(threading.Thread.start)
 
 # %% ../../nbs/00_core/03_data_guard.ipynb #36d43072
 def _is_reading(mode, flags):
@@ -95,10 +125,10 @@ def data_free(
 ):
     """Inside this block reading an image, array or drawing file raises `DataFreeViolation`.
 
-    It holds for the context that enters it, for threads begun since, and for forked processes.
+    It holds for the context that enters it, for threads begun inside, and for forked processes.
     It cannot see libraries that open files outside of Python (torchvision.io, OpenCV, Arrow),
-    files without one of `DATA_SUFFIXES`, data that is in memory already, threads that were
-    running before, and spawned processes. Yields the `DataGuard`.
+    files without one of `DATA_SUFFIXES`, data that is in memory already, threads that were begun
+    elsewhere, and spawned processes. Yields the `DataGuard`.
     """
     guard = DataGuard(
         tuple(Path(folder).resolve() for folder in allow), frozenset(threading.enumerate())

@@ -17,6 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..core.config import Config
+from ..core.device import step_all
 from ..core.types import MODALITIES, Modality, PairBatch
 from dfsbir.inversion.image_priors import (
     BatchNormPrior,
@@ -289,9 +290,8 @@ class PyramidEstimator:
         for side in self.sides.values():
             side.optimizer.param_groups[0]["lr"] = side.config.lr * one_cycle(progress)
             side.optimizer.zero_grad()
-        total.backward()
-        for side in self.sides.values():
-            side.optimizer.step()
+        self.fabric.backward(total)
+        step_all(self.fabric, [side.optimizer for side in self.sides.values()])
         self.terms.keep(losses, total)
         done = self.batch_step + 1
         if done in self.snapshots:

@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..core.config import Config
-from ..core.device import make_fabric
+from ..core.device import make_fabric, unscale_gradients
 from ..core.types import MODALITIES, Modality, Normalizer, PairBatch
 from ..data.augment import augment_batch
 from ..losses.metric import proxy_anchor_loss
@@ -252,6 +252,7 @@ class ColdDistiller:
         total = sum(losses.values())
         self.optimizer.zero_grad()
         self.fabric.backward(total)
+        unscale_gradients(self.fabric, self.optimizer)
         nn.utils.clip_grad_norm_(self.students.parameters(), c.clip)
         self.optimizer.step()
         self.steps_done += 1

@@ -130,6 +130,51 @@ def test_threads_begun_inside_are_guarded_until_it_ends(image):
         assert pool.submit(read, image).result(10) == (4, 4)
 
 
+def test_threads_begun_elsewhere_meanwhile_are_free(image):
+    "A page that shows photos starts its threads while a run trains in another one."
+    entered, leave = threading.Event(), threading.Event()
+
+    def guarded():
+        with data_free():
+            entered.set()
+            leave.wait(10)
+
+    trainer = threading.Thread(target=guarded)
+    trainer.start()
+    entered.wait(10)
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(read, image).result(10) == (4, 4)
+    finally:
+        leave.set()
+        trainer.join()
+
+
+def test_threads_of_threads_are_guarded(image):
+    def read_in_another_thread():
+        with ThreadPoolExecutor(1) as inner:
+            inner.submit(read, image).result(10)
+
+    with data_free(), ThreadPoolExecutor(1) as outer:
+        with pytest.raises(DataFreeViolation):
+            outer.submit(read_in_another_thread).result(10)
+
+
+def test_a_guarded_thread_guards_those_that_it_begins(image):
+    "The guard is entered in a thread, and the main thread stays free."
+    failures = []
+
+    def work():
+        with data_free(), ThreadPoolExecutor(1) as pool:
+            failures.append(pool.submit(read, image).exception(10))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert isinstance(failures[0], DataFreeViolation)
+    assert read(image) == (4, 4)
+
+
 def test_a_guard_in_one_thread_leaves_the_main_thread_alone(image):
     entered, leave = threading.Event(), threading.Event()
 

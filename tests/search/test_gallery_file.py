@@ -58,6 +58,20 @@ def test_the_same_rows_are_the_same_file(tmp_path):
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").is_file(), reason="maps are read in /proc")
+@pytest.mark.parametrize("maps", [True, False])
+def test_where_mapped_files_cannot_be_replaced_none_stays_mapped(tmp_path, monkeypatch, maps):
+    "As on Windows: the rows are the same, and the file can be replaced while they are in use."
+    monkeypatch.setattr(dfsbir.search.gallery_file, "MAPS_FILES", maps)
+    items, vectors, thumbnails = some_rows(9)
+    write_rows(tmp_path / "g.safetensors", items, [vectors], thumbnails, encoder="e")
+    rows = Rows(tmp_path / "g.safetensors")
+    mapped = str(tmp_path / "g.safetensors") in Path("/proc/self/maps").read_text()
+    assert mapped == maps
+    assert rows.items == items and torch.equal(rows.vectors, vectors)
+    assert [rows.thumbnail(i) for i in range(9)] == thumbnails
+
+
 def test_large_vectors_are_checked_on_request(tmp_path, monkeypatch):
     items, vectors, thumbnails = some_rows(9)
     write_rows(tmp_path / "g", items, [vectors], thumbnails)

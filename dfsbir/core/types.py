@@ -111,6 +111,7 @@ class Normalizer(nn.Module):
         mean=(0.5, 0.5, 0.5),  # of images in [0,1]: one number, or one per channel
         std=(0.5, 0.5, 0.5),  # positive: one number, or one per channel
         dark_on_light: bool = True,  # False: the network expects light strokes on black
+        pen: float | None = None,  # width of its drawings' lines, share of the side; None: unknown
     ):
         super().__init__()
         if size < 1:
@@ -124,7 +125,10 @@ class Normalizer(nn.Module):
                 f"wanted {channels} finite means and {channels} positive deviations; "
                 f"found mean={mean}, std={std}"
             )
+        if pen is not None and not 0 < pen < 0.5:
+            raise ValueError(f"a pen's width is a share of the side, as 0.053; found pen={pen}")
         self.size, self.channels, self.dark_on_light = int(size), channels, dark_on_light
+        self.pen = None if pen is None else float(pen)
         for name, values in (("mean", mean), ("std", std), ("luma", self.LUMA)):
             self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1), persistent=False)
 
@@ -150,13 +154,14 @@ class Normalizer(nn.Module):
 
     def card(self) -> dict:
         "The arguments that make this normalizer again, as JSON."
-        return {
+        card = {
             "size": self.size,
             "channels": self.channels,
             "mean": self.mean.flatten().tolist(),
             "std": self.std.flatten().tolist(),
             "dark_on_light": self.dark_on_light,
         }
+        return card if self.pen is None else {**card, "pen": self.pen}
 
     def extra_repr(self):
         return ", ".join(f"{k}={v}" for k, v in self.card().items())

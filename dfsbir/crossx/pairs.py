@@ -72,6 +72,7 @@ def optimizer_of(
 def make_generators(
     config: EstimatesConfig,
     classes: int,  # shared by the teachers
+    pen: float | None = None,  # of the sketch teacher's drawings, share of the side
 ) -> dict[Modality, Generator]:
     "The generators of photos and of sketches, with random weights."
     photo, sketch = config.photo, config.sketch
@@ -79,7 +80,7 @@ def make_generators(
     photos = PixelGenerator(rows, 3, photo.size, config.latent, photo.width)
     if sketch.kind == "stroke":
         sketches = StrokeGenerator(
-            rows, sketch.size, config.latent, sketch.strokes, sketch.templates_per_class
+            rows, sketch.size, config.latent, sketch.strokes, sketch.templates_per_class, pen=pen
         )
     else:
         sketches = PixelGenerator(rows, 1, sketch.size, config.latent, sketch.width)
@@ -114,8 +115,9 @@ class EstimatedPairs(PairEstimator):
         def classify(batch):
             return classify_pairs(batch, teachers, class_map)
 
+        pen = teachers[Modality.SKETCH].normalizer.pen
         super().__init__(
-            *make_generators(config, len(class_map.classes)).values(),
+            *make_generators(config, len(class_map.classes), pen).values(),
             objective,
             WeightedLoss(config.loss.weights()),
             fabric,

@@ -35,11 +35,11 @@ class Finder:
         self,
         searcher: Searcher,
         k: int = 12,  # photos to find
-        pen: float = 0.03,  # width of a line, as a share of the drawing's side
+        pen: float | None = None,  # width of a line, share of the drawing's side; None: searcher's
     ):
         self.searcher = searcher
         self.k = k
-        self.pen = pen
+        self.pen = searcher.pen if pen is None else pen
         self.label = None  # finds photos of this class alone; None: of all
         self.strokes = []  # lists of [x, y] in [0,1]
         self.found = []

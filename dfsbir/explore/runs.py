@@ -154,7 +154,8 @@ class Run:
                 "look at a run with pairs.kind estimates"
             )
         state = load_state(self.path / "checkpoints" / "last.safetensors")["pairs"]
-        generators = make_generators(self.config.pairs, len(self.classes))
+        pen = self.encoders[Modality.SKETCH].normalizer.pen
+        generators = make_generators(self.config.pairs, len(self.classes), pen)
         for m, generator in generators.items():
             generator.load_state_dict(state[m.value]["generator"])
             generator.eval().requires_grad_(False)

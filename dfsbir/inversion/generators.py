@@ -156,12 +156,14 @@ class StrokeGenerator(Generator):
         strokes: int = 12,  # Bezier curves a drawing
         templates_per_class: int = 16,  # drawings kept per class
         width: float = 0.025,  # largest stroke width, share of the side; learned down to a third
+        pen: float | None = None,  # width of all strokes, share of the side; None: learned
         softness_range: tuple = (0.04, 0.01),  # edge softness at the start and end of annealing
     ):
         super().__init__(classes, 1, size, latent)
         rows = max(classes, 1)
         self.softness_range = tuple(softness_range)
-        self.width = width
+        self.width = width if pen is None else pen
+        self.width_range = 2 if pen is None else 0  # how much is learned, in units of the smallest
         self.points = nn.Parameter(spread_strokes(rows, templates_per_class, strokes))
         self.opacity_logit = nn.Parameter(torch.full((rows, templates_per_class, strokes), 2.0))
         self.width_logit = nn.Parameter(torch.full((rows, templates_per_class), 3.0))
@@ -182,7 +184,8 @@ class StrokeGenerator(Generator):
         template = (noise @ self.projection).argmax(1)
         points = self.points[row, template]
         opacity = self.opacity_logit[row, template].sigmoid()
-        width = self.width * (1 + 2 * self.width_logit[row, template].sigmoid()) / 3
+        learned = 1 + self.width_range * self.width_logit[row, template].sigmoid()
+        width = self.width * learned / (1 + self.width_range)
         turn = 0.25 * torch.tanh(noise[:, 0])
         scale = torch.exp(0.15 * torch.tanh(noise[:, 1]))[:, None]
         flip = torch.where(noise[:, 4] > 0, 1.0, -1.0)

@@ -207,6 +207,7 @@ def _fresh_teacher(teacher: Teacher, recipe: dict, other_net: bool, size: int) -
     net = build_net(**recipe)
     if other_net:
         normalizer = input_of(recipe["source"], teacher.normalizer.size, net, recipe["name"])
+        normalizer.pen = teacher.normalizer.pen
     else:
         normalizer = Normalizer(**teacher.normalizer.card())  # on the CPU, as the net
     normalizer.size = size or normalizer.size

@@ -16,7 +16,7 @@ _EXAMPLE = (
     "make_card(classes=['cat', 'dog'], modality='photo', size=224, source='torchvision', "
     "name='resnet18')"
 )
-_INPUT_KEYS = ("size", "channels", "mean", "std", "dark_on_light")
+_INPUT_KEYS = ("size", "channels", "mean", "std", "dark_on_light", "pen")
 
 
 def complete_card(
@@ -40,6 +40,8 @@ def complete_card(
         )
     if "mean" not in given or "std" not in given:
         given = {**given, **_statistics(card)}
+    if given.get("pen") is not None and Modality(card["modality"]) is not Modality.SKETCH:
+        raise ValueError(f"only a sketch classifier has a pen; found pen={given['pen']} for photos")
     Modality(card["modality"])
     return {**card, "classes": list(classes), "input": Normalizer(**given).card()}
 
@@ -68,6 +70,7 @@ def make_card(
     std: Sequence[float] | float | None = None,
     channels: int = 3,  # 1 (grey) or 3 (RGB)
     dark_on_light: bool = True,  # False: the net was trained on light strokes on black
+    pen: float | None = None,  # width of its drawings' lines, share of the side; None: not known
     head: str | None = None,  # name of the last linear layer; None: found by itself
     **about,  # JSON that travels along: accuracy, licence
 ) -> dict:
@@ -77,6 +80,8 @@ def make_card(
         given["mean"] = mean
     if std is not None:
         given["std"] = std
+    if pen is not None:
+        given["pen"] = pen
     card = dict(classes=list(classes), modality=str(modality), input=given)
     for key, value in (("source", source), ("name", name), ("head", head)):
         if value is not None:

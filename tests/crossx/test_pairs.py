@@ -65,6 +65,8 @@ def test_generators_are_those_of_the_config(kind, made):
     photo, sketch = make_generators(config.pairs, classes=4).values()
     assert type(photo) is PixelGenerator and type(sketch) is made
     assert (photo.size, sketch.size, photo.classes, sketch.latent) == (SIDE, 20, 4, 8)
+    if kind == "stroke":
+        assert make_generators(config.pairs, 4, pen=0.053)["sketch"].width == 0.053
     unconditioned = make_generators(CONFIGS["paper"].pairs, classes=4)
     assert [g.classes for g in unconditioned.values()] == [0, 0]
 

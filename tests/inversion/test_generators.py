@@ -101,3 +101,13 @@ def test_strokes_of_a_generator_are_its_drawing():
     noise, label = torch.randn(3, 64), torch.tensor([0, 1, 1])
     drawing = g.strokes(noise, label).draw(28, g.softness.item())
     assert torch.equal(drawing, g(noise, label))
+
+
+def test_strokes_of_one_pen():
+    g = StrokeGenerator(3, 28, strokes=4, templates_per_class=3, pen=0.053)
+    noise, label = torch.randn(4, 64), torch.tensor([0, 2, 1, 2])
+    assert (g.strokes(noise, label).width == 0.053).all()
+    g(noise, label).mean().backward()
+    assert (g.width_logit.grad == 0).all() and (g.points.grad != 0).any()
+    free = StrokeGenerator(3, 28, strokes=4, templates_per_class=3).strokes(noise, label)
+    assert (free.width < 0.025).all()

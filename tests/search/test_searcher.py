@@ -1,5 +1,7 @@
 """Searching: strokes of every kind, queries as files, pictures and tensors, mistakes."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -92,6 +94,25 @@ def test_by_strokes_is_by_sketch_of_the_drawing(gallery, encoders):
     a = searcher.by_strokes(strokes, 7, width=0.05)
     b = searcher.by_sketch(sketch_from_strokes(strokes, SIDE, 0.05), 7)
     assert torch.equal(a.indices, b.indices) and torch.equal(a.scores, b.scores)
+
+
+def test_the_pen_of_the_sketch_teacher(gallery, encoders):
+    strokes = [[(0.2, 0.2), (0.8, 0.3)], [(0.5, 0.5), (0.4, 0.9), (0.1, 0.8)]]
+    plain = Searcher(gallery, encoders)
+    assert plain.pen == 0.03
+    wide = copy.deepcopy(encoders)
+    wide["sketch"].normalizer.pen = 0.053
+    searcher = Searcher(gallery, wide)
+    assert searcher.pen == 0.053
+    by_strokes = searcher.by_strokes(strokes, 7)
+    assert torch.equal(by_strokes.scores, plain.by_strokes(strokes, 7, width=0.053).scores)
+    thin = sketch_from_strokes(strokes, 128, 0.03)
+    by_picture = searcher.by_sketch(thin, 7)
+    assert "0.053" in by_picture.notes[0]
+    drawn = searcher.by_sketch(sketch_from_strokes(strokes, 128, 0.053), 7)
+    assert "0.053" not in drawn.notes[0]
+    far = plain.by_sketch(thin, 7).queries - drawn.queries
+    assert (by_picture.queries - drawn.queries).abs().mean() < 0.3 * far.abs().mean()
 
 
 # ---- queries

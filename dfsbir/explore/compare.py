@@ -73,24 +73,18 @@ def html_table(
 def runs_table(
     runs: dict[str, Run],  # by name
 ) -> str:  # HTML
-    "What each run learnt from, how long, and what it was measured at."
-    measures = ("random order", "teachers", "this run")
-    rows = []
+    "What each run was measured at, what it learnt from, and how long."
+    measures = {"this run": "mAP", "teachers": "mAP of its teachers", "random order": "at random"}
+    rows, unmeasured = [], False
     for name, run in runs.items():
         measured = measured_map(run)
-        facts = [name, run.pairs_kind, str(len(run.classes)), str(len(run.config.plan()))]
-        rows.append(
-            facts + [measured.get(m) for m in measures] + [f"{run.finished:%Y-%m-%d %H:%M}"]
-        )
-    head = [
-        "run",
-        "learnt from",
-        "classes",
-        "actions",
-        *(f"mAP, {m}" for m in measures),
-        "finished",
-    ]
-    return html_table(head, rows, "all runs, the newest first")
+        unmeasured = unmeasured or not measured
+        figures = [measured.get(m, "–") for m in measures]
+        facts = [run.pairs_kind, str(len(run.classes)), str(len(run.config.plan()))]
+        rows.append([name, *figures, *facts, f"{run.finished:%Y-%m-%d %H:%M}"])
+    head = ["run", *measures.values(), "learnt from", "classes", "actions", "finished"]
+    note = "; –: not measured, the run has no results.csv" if unmeasured else ""
+    return html_table(head, rows, f"all runs, the newest first{note}")
 
 # %% ../../nbs/11_explore/06_compare.ipynb #c2f004ed
 def _shown(value) -> str:
@@ -126,27 +120,36 @@ def retrieval_report(
     return report
 
 
+def _difference(values: list) -> list:
+    "The second value less the first, where there are two of them."
+    if len(values) < 2:
+        return []
+    one, other = values
+    return [None if one is None or other is None else other - one]
+
+
 def precision_table(
-    names: tuple[str, str],
-    runs: tuple[Run, Run],
+    names: list[str],  # of one run, or of two
+    runs: list[Run],
     test_images: list[tuple[ImageSet, ImageSet]],  # of each run
 ) -> str:  # HTML
-    "Average precision of each class in two runs, the largest difference first."
+    "Average precision of each class in one run, or in two, the largest difference first."
     reports = [retrieval_report(run, images) for run, images in zip(runs, test_images)]
-    first, second = (report.per_class() for report in reports)
+    per_class = [report.per_class() for report in reports]
     rows = []
-    for label in dict.fromkeys([*first, *second]):
-        one, other = first.get(label), second.get(label)
-        both = one is not None and other is not None
-        rows.append([label, one, other, other - one if both else None])
-    rows.sort(key=lambda row: -abs(row[3] or 0.0))
+    for label in dict.fromkeys(name for found in per_class for name in found):
+        values = [found.get(label) for found in per_class]
+        rows.append([label, *values, *_difference(values)])
+    if len(runs) > 1:
+        rows.sort(key=lambda row: -abs(row[3] or 0.0))
     means = [report.metrics["mAP@all"] for report in reports]
     floors = [report.floor["mAP@all"] for report in reports]
-    rows.append(["mean over all sketches", *means, means[1] - means[0]])
-    rows.append(["a random order", *floors, None])
+    rows.append(["mean over all sketches", *means, *_difference(means)])
+    rows.append(["a random order", *floors])
     counts = " and ".join(f"{len(sketches)} sketches" for _, sketches in test_images[:1])
     caption = f"average precision on {counts} and {len(test_images[0][0])} photos"
-    return html_table(["class", *names, "difference"], rows, caption)
+    head = ["class", *names, *(["difference"] if len(runs) > 1 else [])]
+    return html_table(head, rows, caption)
 
 
 def compare_html(
@@ -156,8 +159,14 @@ def compare_html(
     test_images,  # run -> (photos, sketches)
 ) -> str:
     "All runs, what differs in the settings of two, and their precision per class."
-    pair = runs[first], runs[second]
-    precision = precision_table((first, second), pair, [test_images(run) for run in pair])
+    if first == second:
+        alone = precision_table([first], [runs[first]], [test_images(runs[first])])
+        todo = "choose another run as the second to compare the two."
+        if len(runs) == 1:
+            todo = "there is one run here; make another in the same folder to compare the two."
+        return f"{runs_table(runs)}{alone}<p>To compare: {todo}</p>"
+    pair = [runs[first], runs[second]]
+    precision = precision_table([first, second], pair, [test_images(run) for run in pair])
     differences = [[name, _shown(a), _shown(b)] for name, a, b in config_differences(*pair)]
     settings = html_table(["setting", first, second], differences, "settings that differ")
     if not differences:

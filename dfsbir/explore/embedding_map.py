@@ -6,6 +6,7 @@
 __all__ = ['class_colours', 'EmbeddingMap', 'show_map']
 
 # %% ../../nbs/11_explore/07_embedding_map.ipynb #1fd70ee9
+import numpy as np
 import torch
 from matplotlib.colors import hsv_to_rgb, to_hex
 from torch import Tensor
@@ -32,8 +33,22 @@ def _principal_plane(
 def class_colours(
     n: int,  # classes
 ) -> list[str]:  # "#rrggbb"
-    "Colours around the wheel, alternately dark and light."
-    return [to_hex(hsv_to_rgb((k / n, 0.75, 0.55 + 0.3 * (k % 2)))) for k in range(n)]
+    "Colours around the wheel, alternately dark and light, that are readable on white and on black."
+    return [_colour(k / n, 0.16 + 0.12 * (k % 2)) for k in range(n)]
+
+
+def _colour(
+    hue: float,  # in [0,1)
+    luminance: float,  # relative, in [0,1]: the contrast with white is 1.05 / (luminance + .05)
+) -> str:  # "#rrggbb"
+    "A strong colour of a luminance: a bright one darkened, a dark one mixed with white."
+    light = hsv_to_rgb((hue, 0.85, 1.0)) ** 2.2  # linear in energy
+    own = light @ np.array((0.2126, 0.7152, 0.0722))
+    if own > luminance:
+        light = light * luminance / own
+    else:
+        light = light + (1 - light) * (luminance - own) / (1 - own)
+    return to_hex(light ** (1 / 2.2))
 
 
 class EmbeddingMap:

@@ -57,10 +57,15 @@ class FigureView(anywidget.AnyWidget):
       const shadow = place.attachShadow({ mode: 'open' });
       const note = element('div', 'dfs-note');
       note.setAttribute('role', 'status');
-      const tools = element('div', 'dfs-tools', 'Click a picture to enlarge it. Download: ');
+      const tools = element('div', 'dfs-tools');
+      const hint = element('span', 'dfs-hint');
+      const files = element('span', 'dfs-files', 'Download: ');
       const dialog = element('dialog', 'dfs-dialog');
       let asked = false;  // this view asked for a file
+      let enlarged = -1;  // number of the image in the dialog; -1: the whole figure
       let timer = 0;
+      root.tabIndex = -1;  // a click gives it the keyboard
+      tools.append(hint, ' ', files);
 
       for (const format of ['png', 'svg']) {
         const button = element('button', `dfs-save dfs-save-${format}`, format.toUpperCase());
@@ -69,7 +74,7 @@ class FigureView(anywidget.AnyWidget):
           asked = true;
           model.send({ format });
         });
-        tools.append(button, ' ');
+        files.append(button, ' ');
       }
       function show() {
         const svg = model.get('svg'), error = model.get('error'), busy = model.get('busy');
@@ -77,28 +82,56 @@ class FigureView(anywidget.AnyWidget):
         if (place.dataset.svg !== svg) shadow.innerHTML = svg ? SVG_STYLE + svgOf(model) : '';
         place.dataset.svg = svg;
         place.hidden = tools.hidden = !shown;
+        const images = shadow.querySelectorAll('image').length;
+        const next = model.get('next_of');
+        hint.textContent = (images ? 'Click a picture' : 'Click the figure') + ' to enlarge it.'
+          + (next ? ` Key N: next ${next}.` : '');
         root.classList.toggle('dfs-busy', busy);
         note.classList.toggle('dfs-error', Boolean(error) && !busy);
         note.textContent = busy ? model.get('doing') : error;
       }
+      function showImage(images, i) {
+        enlarged = (i + images.length) % images.length;
+        const large = element('img', 'dfs-large');
+        large.src = images[enlarged].getAttribute('xlink:href');
+        const place = `${enlarged + 1} of ${images.length}; arrow keys show the others`;
+        dialog.replaceChildren(large, element('div', 'dfs-caption', captionOf(images[enlarged])),
+          element('div', 'dfs-hint', place));
+      }
       function enlarge(event) {
         const image = event.composedPath()[0].closest('image');
-        dialog.replaceChildren();
+        const images = [...shadow.querySelectorAll('image')];
+        enlarged = -1;
         if (image) {
-          const large = element('img', 'dfs-large');
-          large.src = image.getAttribute('xlink:href');
-          dialog.append(large, element('div', 'dfs-caption', captionOf(image)));
+          showImage(images, images.indexOf(image));
         } else {
           const whole = element('div', 'dfs-whole');
           whole.attachShadow({ mode: 'open' }).innerHTML =
             '<style>svg { width: 100%; height: 100%; }</style>' + svgOf(model);
-          dialog.append(whole);
+          dialog.replaceChildren(whole);
         }
         dialog.showModal();
       }
+      function press(event) {  // before JupyterLab, which has commands on the same keys
+        if (!root.offsetParent || event.ctrlKey || event.metaKey || event.altKey) return;
+        const arrow = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+        if (dialog.open && arrow && enlarged >= 0) {
+          showImage([...shadow.querySelectorAll('image')], enlarged + arrow);
+        } else if (!dialog.open && event.key.toLowerCase() === 'n' && model.get('next_of')) {
+          const from = event.target, panel = root.closest('.dfs-panel') || root;
+          const typed = from.isContentEditable || from.matches('input, select, textarea');
+          if (typed || !(from === document.body || panel.contains(from))) return;
+          model.send({ next: true });
+        } else {
+          return;
+        }
+        event.preventDefault();
+        event.stopImmediatePropagation();
+      }
+      window.addEventListener('keydown', press, true);
       place.addEventListener('click', enlarge);
       dialog.addEventListener('click', () => dialog.close());
-      model.on('change:svg change:error change:busy change:doing', show);
+      model.on('change:svg change:error change:busy change:doing change:next_of', show);
       model.on('msg:custom', (content, buffers) => {
         if (!asked || !content.name) return;
         asked = false;
@@ -117,18 +150,23 @@ class FigureView(anywidget.AnyWidget):
       root.append(note, place, tools, dialog);
       el.appendChild(root);
       show();
-      return () => sizes.disconnect();
+      return () => {
+        sizes.disconnect();
+        window.removeEventListener('keydown', press, true);
+      };
     }
     export default { render };
     """
     _css = """
-    .dfs-figure { color: var(--jp-content-font-color1, inherit); min-height: 24px; width: 100%; }
+    .dfs-figure { color: var(--jp-content-font-color1, inherit); min-height: 24px; width: 100%;
+      outline: none; }
     .dfs-figure [hidden] { display: none; }
     .dfs-figure-place { transition: opacity .15s; }
     .dfs-busy .dfs-figure-place { opacity: .4; }
     .dfs-note { font-size: 13px; line-height: 20px; min-height: 20px; }
     .dfs-note.dfs-error { color: var(--jp-error-color0, #b71c1c); font-weight: 600; }
-    .dfs-tools { font-size: 12px; opacity: .8; margin-top: 4px; }
+    .dfs-tools { font-size: 12px; line-height: 20px; opacity: .8; margin-top: 4px; }
+    .dfs-files { white-space: nowrap; }
     .dfs-save { font: inherit; color: inherit; background: none; cursor: pointer;
       border: 1px solid currentColor; border-radius: 3px; padding: 1px 8px; }
     .dfs-dialog { max-width: 96vw; max-height: 96vh; padding: 12px; cursor: zoom-out;
@@ -136,21 +174,38 @@ class FigureView(anywidget.AnyWidget):
       color: var(--jp-content-font-color1, #111);
       background: var(--jp-layout-color1, #fff); }
     .dfs-dialog::backdrop { background: rgba(0, 0, 0, .6); }
-    .dfs-large { width: min(86vw, 78vh); image-rendering: pixelated; }
+    .dfs-large { width: min(86vw, 70vh, 560px); border: 1px solid #888; background: white; }
     .dfs-whole { width: 90vw; height: 88vh; }
     .dfs-caption { font-size: 16px; line-height: 24px; }
+    .dfs-dialog .dfs-hint { font-size: 12px; line-height: 18px; opacity: .8; }
     """
     svg = traitlets.Unicode("").tag(sync=True)  # the figure; empty: none yet
     busy = traitlets.Bool(False).tag(sync=True)  # a figure is being drawn
     doing = traitlets.Unicode("drawing ...").tag(sync=True)  # shown while busy
     error = traitlets.Unicode("").tag(sync=True)  # why there is no figure; empty: there is one
     width = traitlets.Int(0).tag(sync=True)  # on the screen, CSS pixels; 0: not known yet
+    next_of = traitlets.Unicode("").tag(sync=True)  # what the key N asks for; empty: nothing
     name = traitlets.Unicode("figure")  # of a downloaded file, without suffix
 
-    def __init__(self, **traits):
+    def __init__(
+        self,
+        on_next: Callable = lambda: None,  # called when the key N is pressed
+        **traits,
+    ):
         super().__init__(**traits)
         self.picture = None
-        self.on_msg(lambda _, content, buffers: self._send_file(content["format"]))
+        self.on_next = on_next
+        self.on_msg(lambda _, content, buffers: self.receive(content))
+
+    def receive(
+        self,
+        content: dict,  # {"format": ...} from a button, or {"next": True} from the key N
+    ):
+        "Does what a button or a key of the browser asked for."
+        if "format" in content:
+            self._send_file(content["format"])
+        if content.get("next"):
+            self.on_next()
 
     def start(
         self,

@@ -91,7 +91,7 @@ def show_guidance(
             sketch = modality_guide(run)(images).sigmoid()
             rows.append(images)
             captions.append([f"sketch for\nthe guide {short(p)}" for p in sketch])
-            names.append(f"{m}, weight {w:g}")
+            names.append(f"{m}\nweight {w:g}")
     title = f"modality guidance: weight 0 and {weight:g}"
     if run.config.pairs.conditioned:
         title += f", {label}"

@@ -56,8 +56,9 @@ def show_disagreement(
         return "\n".join(lines)
 
     title = (
-        f"the largest disagreement of {len(pairs)} estimated pairs, seed {seed}: total variation "
-        f"{distance[widest[0]]:.2f} to {distance[widest[-1]]:.2f}, mean {distance.mean():.2f}"
+        f"where teacher and student differ most, of {len(pairs)} estimated pairs with seed {seed}: "
+        f"total variation {short(distance[widest[0]])} to {short(distance[widest[-1]])} here, "
+        f"{short(distance.mean())} on average"
     )
     captions = [[caption(m, i) for i in widest] for m in MODALITIES]
     images = [pairs.of(m)[widest] for m in MODALITIES]
@@ -154,11 +155,14 @@ def show_confusion(
     picture.bottom = top if beside else end
     mistaken = found.mistaken(k)
     if not len(mistaken):
-        picture.write(f"no {label} was taken for another class", 9, x)
+        picture.write(f"{label}: no image was taken for another class", 9, x)
         picture.bottom = max(end, picture.bottom)
         return picture
     picture.write(
-        f"{len(mistaken)} {label} taken for another class, the most confident first", 9, x
+        f"{label}: {len(mistaken)} of {found.counts[k].sum()} taken for another class, "
+        "the most confident first",
+        9,
+        x,
     )
     shown = [found.places[i] for i in mistaken[:n].tolist()]
     texts = []

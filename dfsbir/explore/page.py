@@ -25,12 +25,22 @@ STYLE = """<style>
   white-space: normal; line-height: 19px; }
 .dfs-about, .dfs-facts, .dfs-progress { max-width: 110ch; margin: 2px 0 6px;
   color: var(--jp-content-font-color1, inherit); }
-.dfs-table { overflow-x: auto; margin: 4px 0 12px; color: var(--jp-content-font-color1, inherit); }
+.dfs-fact { display: inline-block; margin-right: 1ch; }
+.dfs-table { overflow-x: auto; margin: 4px 0 12px; color: var(--jp-content-font-color1, inherit);
+  scrollbar-width: thin; }
 .dfs-table table { border-collapse: collapse; font-size: 13px; }
-.dfs-table caption { text-align: left; font-weight: 600; padding: 2px 0; white-space: nowrap; }
+.dfs-table caption { text-align: left; font-weight: 600; padding: 2px 0; }
 .dfs-table th, .dfs-table td { text-align: left; padding: 3px 14px 3px 0; vertical-align: bottom;
   border-bottom: 1px solid var(--jp-border-color2, #ccc); }
+.dfs-table td { white-space: nowrap; }
 .dfs-table td.dfs-number { text-align: right; font-variant-numeric: tabular-nums; }
+@media (max-width: 500px) {
+  .dfs-table table { font-size: 12px; }
+  .dfs-table th, .dfs-table td { padding-right: 8px; }
+}
+.dfs-page { --jp-widgets-dropdown-arrow: url("data:image/svg+xml,%3Csvg xmlns='http://www.w3.org\
+/2000/svg' viewBox='0 0 18 18'%3E%3Cpath fill='%23888' d='M4 6l5 6 5-6z'/%3E%3C/svg%3E"); }
+.dfs-drawing svg { border: 1px solid #888; border-radius: 4px; background: white; display: block; }
 .dfs-page .dfs-status { white-space: normal; height: auto; line-height: 19px; }
 .dfs-page .dfs-pad:focus { outline: 2px solid var(--jp-brand-color1, #1976d2);
   outline-offset: -2px; }

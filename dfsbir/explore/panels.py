@@ -82,19 +82,28 @@ class Panel(W.VBox):
         for name, widget in self.controls.items():
             widget.observe(lambda change, name=name: self.set(**{name: change.new}), "value")
         self.seeds = [name for name in self.controls if name.endswith("seed")]
+        self.advanced = self._advanced()
         buttons = []
         if self.seeds:
             buttons.append(button("Random seed", "random", "dfs-random", self.random_seed))
         if isinstance(self.controls.get("step"), W.SelectionSlider):
             buttons.append(self._player(self.controls["step"]))
-        self.figure = FigureView(name=title, width=pixels)
+        of = self.advanced[0].split()[-1] if self.advanced else ""
+        self.figure = FigureView(self.next, name=title, width=pixels, next_of=of)
         self.figure.observe(lambda _: self.resize(), "width")
         self.inches = figure_inches(pixels)
         self.table = W.HTML()
         row = W.HBox([*self.controls.values(), *buttons])
         row.add_class("dfs-controls")
         super().__init__([about_html(view.about), row, self.table, self.figure])
+        self.add_class("dfs-panel")
         self.draw()
+
+    def _advanced(self) -> list[str]:
+        "The controls that `next` moves: the seeds, else the step, else the first."
+        if self.seeds:
+            return self.seeds
+        return ["step"] if "step" in self.controls else list(self.controls)[:1]
 
     def _player(self, slider: W.SelectionSlider) -> W.Play:
         "Moves a slider from its first to its last step."
@@ -109,12 +118,26 @@ class Panel(W.VBox):
         if changed:
             self.draw()
 
-    def random_seed(self):
-        "Draws with other seeds."
-        values = {name: random.choice(self.view.choices[name]) for name in self.seeds}
+    def move(self, **values):
+        "Sets controls of the view and their widgets, and draws once."
         self.set(**values)
         for name, value in values.items():
             self.controls[name].value = value
+
+    def random_seed(self):
+        "Draws with other seeds."
+        self.move(**{name: random.choice(self.view.choices[name]) for name in self.seeds})
+
+    def next(self):
+        "Draws the next seed, step or class; the first follows the last."
+        values = {}
+        for name in self.advanced:
+            choices = list(self.view.choices[name])
+            if not isinstance(choices[0], str):
+                choices.sort()
+            place = choices.index(self.view.values[name]) + 1
+            values[name] = choices[place % len(choices)]
+        self.move(**values)
 
     def resize(self):
         "Draws again where the page's width asks for another layout."

@@ -37,7 +37,8 @@ class SketchPad(anywidget.AnyWidget):
       canvas.width = canvas.height = side;
       canvas.className = 'dfs-pad';
       canvas.tabIndex = 0;
-      canvas.setAttribute('aria-label', 'Drawing pad: Ctrl+Z undoes, Delete clears');
+      canvas.setAttribute('aria-label',
+        'Drawing pad: Ctrl+Z undoes, Delete clears, N asks for the next drawing');
       canvas.style = `width:${side}px; height:${side}px; border:1px solid #888;
         border-radius:4px; touch-action:none; cursor:crosshair; background:white`;
       let done = [];    // finished strokes
@@ -82,12 +83,16 @@ class SketchPad(anywidget.AnyWidget):
         model.save_changes();
       }
       function press(event) {  // before JupyterLab, which has commands on the same keys
-        const undo = event.key.toLowerCase() === 'z' && (event.ctrlKey || event.metaKey);
+        const command = event.ctrlKey || event.metaKey;
+        const undo = event.key.toLowerCase() === 'z' && command;
+        const next = event.key.toLowerCase() === 'n' && !command && !event.altKey;
         const clear = event.key === 'Delete' || event.key === 'Backspace';
-        if (event.target !== canvas || !(undo || clear)) return;
+        if (event.target !== canvas || !(undo || clear || next)) return;
         event.preventDefault();
         event.stopImmediatePropagation();
-        if (!line) put(undo ? model.get('strokes').slice(0, -1) : []);
+        if (line) return;
+        if (next) model.send({ next: true });
+        else put(undo ? model.get('strokes').slice(0, -1) : []);
       }
       window.addEventListener('keydown', press, true);
       canvas.addEventListener('pointerdown', event => {
@@ -118,13 +123,21 @@ class SketchPad(anywidget.AnyWidget):
     pen = traitlets.Float(0.03).tag(sync=True)  # width of a line, as a share of the side
     strokes = traitlets.List([]).tag(sync=True)  # lists of [x, y] in [0,1], y downwards
 
+    def __init__(
+        self,
+        on_next: Callable = lambda: None,  # called when the key N is pressed
+        **traits,
+    ):
+        super().__init__(**traits)
+        self.on_msg(lambda *message: on_next())
+
 # %% ../../nbs/11_explore/14_sketch_pad.ipynb #83a748d6
 CARD = (
     '<div style="width:96px" title="{path}">'
     '<img src="data:image/jpeg;base64,{image}" '
     'style="width:96px;height:96px;object-fit:cover;border-radius:4px;display:block">'
     '<div style="font-size:12px;line-height:16px;text-align:center;white-space:nowrap;'
-    'overflow:hidden;text-overflow:ellipsis">{caption}</div></div>'
+    'overflow:hidden">{caption}</div></div>'
 )
 
 
@@ -132,7 +145,8 @@ def _card(found: Found, caption: str) -> str:
     buffer = io.BytesIO()
     found.picture.convert("RGB").save(buffer, "JPEG", quality=88)
     image = base64.b64encode(buffer.getvalue()).decode()
-    return CARD.format(path=html.escape(found.path), image=image, caption=html.escape(caption))
+    lines = "<br>".join(html.escape(line) for line in caption.split("\n"))
+    return CARD.format(path=html.escape(found.path), image=image, caption=lines)
 
 
 def found_html(
@@ -159,7 +173,7 @@ class DrawPanel(W.VBox):
 
     def __init__(self, run: Run, finder: Finder, worker: Worker):
         self.run, self.finder, self.worker = run, finder, worker
-        self.pad = SketchPad(pen=finder.pen)
+        self.pad = SketchPad(self.next_drawing, pen=finder.pen)
         self.pad.observe(lambda change: self.drawn(change.new), "strokes")
         self.status = W.Label(finder.status())
         self.status.add_class("dfs-status")
@@ -195,6 +209,7 @@ class DrawPanel(W.VBox):
         label.observe(lambda change: self.set_label(change.new), "value")
         for widget in (k, pen, label):
             widget.layout.width = "300px"
+            widget.style.description_width = "52px"
         return [W.HBox([undo, clear]), k, pen, label]
 
     def _estimated_drawings(self) -> list[W.Widget]:
@@ -202,16 +217,21 @@ class DrawPanel(W.VBox):
         self.label = control("class", self.run.classes, self.run.classes[0])
         self.seed = control("seed", SEEDS, 0)
         self.svg = W.HTML()
+        self.svg.add_class("dfs-drawing")
         try:
             self.show_drawing()
         except ValueError:
             return []  # no strokes: pixel sketches, or no estimators
         for widget in (self.label, self.seed):
             widget.layout.width = "300px"
+            widget.style.description_width = "52px"
             widget.observe(lambda _: self.show_drawing(), "value")
         another = button("Random seed", "random", "dfs-random", self.random_seed)
         put = button("Put it on the pad", "pencil", "dfs-put", self.put_drawing)
-        head = W.HTML("<b>Drawings that the sketch estimator made</b>")
+        head = W.HTML(
+            "<b>Drawings that the sketch estimator made</b>"
+            "<br>Key N, with the pad in use, puts the next one on it."
+        )
         return [head, self.label, self.seed, W.HBox([another, put]), self.svg]
 
     def random_seed(self):
@@ -221,6 +241,12 @@ class DrawPanel(W.VBox):
     def show_drawing(self):
         "Shows the estimated drawing of the chosen class and seed."
         self.svg.value = sample_drawing(self.run, self.label.value, self.seed.value)[0]
+
+    def next_drawing(self):
+        "Puts the drawing of the next seed on the pad, where the estimator draws strokes."
+        if self.svg.value:
+            self.seed.value = SEEDS[(self.seed.value + 1) % len(SEEDS)]
+            self.put_drawing()
 
     def put_drawing(self):
         "Puts the estimated drawing on the pad."

@@ -14,7 +14,7 @@ from .guidance import show_guidance
 from .mistakes import show_confusion, show_disagreement
 from .pictures import Picture
 from .runs import Run
-from .samples import ORDERS, show_objects, show_samples, show_walk
+from .samples import ORDERS, VERDICTS, show_objects, show_samples, show_walk
 from .training_steps import show_curves, show_step
 
 # %% ../../nbs/11_explore/09_views.ipynb #be7b0e1b
@@ -53,23 +53,27 @@ class View:
 # %% ../../nbs/11_explore/09_views.ipynb #083917b4
 SEEDS = range(100)
 ABOUT = {
-    "Samples": "What the two classifiers hold of a class: pairs made from noise, photo and sketch "
-    "of a pair from the same noise. Look for shapes that you recognise. A teacher can be certain "
-    "of an image in which a person sees nothing, so its number says what the network sees.",
+    "Samples": "Pairs that the estimators made from noise for a class, and how probable each "
+    "network finds that class. Look for shapes that you recognise. A photo that looks like noise "
+    "and has teacher 1.0 is what it seems: the network finds its class in it, a person does not. "
+    "A verifier, a network of real images that took no part, tells how far others would agree.",
     "Objects": "What this run learnt from: objects that a program draws, which belong to no "
-    "class. Look for how a photo and its sketch share a shape, and how unsure the teachers are.",
+    "class. The names are what the networks take them for. Look for how a photo and its sketch "
+    "share a shape, and how unsure the teachers are.",
     "Training": "The same pairs at every saved step, and the estimators' losses with that step "
     "marked. Look for the step at which a class becomes recognisable.",
     "Walk": "A pair on the way from one class to another, and from one noise to another. "
     "Look for photo and sketch changing together.",
     "Guidance": "The same pairs after a few more steps, without modality guidance and with it. "
+    "The number is how probable a network that tells sketches from photos finds a sketch. "
     "Look for photos that lose their strokes and sketches that lose their shading.",
-    "Disagreement": "The pairs on which teacher and student differ most. "
+    "Disagreement": "The pairs on which teacher and student differ most: the class that was asked "
+    "for, then what each takes the image for. "
     "Look for classes that the student confuses although its teacher does not.",
     "Confusion": "Which class is taken for which on test images, and the mistakes in one class. "
     "Look for dark cells off the diagonal.",
-    "Curves": "All losses of the run over its actions. Look for a diversity that falls to 0: "
-    "a generator that makes one picture per class.",
+    "Curves": "All losses of the run over its actions (steps of the estimators and the students). "
+    "Look for a diversity that falls to 0: a generator that makes one picture per class.",
     "Compare": "All runs, and two of them side by side: precision per class on the same test "
     "images, the settings that differ, last samples, losses. Look at the mean against the "
     "random order and the teachers before you look at the difference.",
@@ -80,6 +84,7 @@ def views(
     run: Run,
     test_images: Callable,  # run -> (photos, sketches) as ImageSets; called when they are needed
     runs: dict[str, Run] | None = None,  # all runs by name, for comparing
+    verifiers: Callable | None = None,  # run -> {modality: Teacher}; called when they are needed
 ) -> dict[str, View]:
     "The figures of a run with their controls, by title."
     found = {}
@@ -90,7 +95,7 @@ def views(
             seed=SEEDS,
         )
     if run.pairs_kind == "estimates":
-        found |= _estimator_views(run, test_images)
+        found |= _estimator_views(run, test_images, verifiers)
     elif run.previews:
         found["Training"] = _training_view(run)
 
@@ -108,12 +113,17 @@ def views(
     return found
 
 
-def _estimator_views(run: Run, test_images: Callable) -> dict[str, View]:
+def _estimator_views(
+    run: Run,
+    test_images: Callable,
+    verifiers: Callable | None,
+) -> dict[str, View]:
     "The figures of what a run's estimators make."
     names = run.classes
 
     def samples(width, **values):
         beside = test_images(run) if values["beside the nearest test image"] else None
+        verdict = values.get("verifier", "not asked")
         return show_samples(
             run,
             values["class"],
@@ -121,6 +131,8 @@ def _estimator_views(run: Run, test_images: Callable) -> dict[str, View]:
             least=values["teachers at least"],
             order=values["order"],
             test_images=beside,
+            verifiers=verifiers(run) if verdict != "not asked" else None,
+            verdict=verdict,
             width=width,
         )
 
@@ -140,6 +152,7 @@ def _estimator_views(run: Run, test_images: Callable) -> dict[str, View]:
                 "seed": SEEDS,
                 "teachers at least": [0.0, 0.5, 0.8, 0.9, 0.95, 0.99],
                 "order": list(ORDERS),
+                **({"verifier": list(VERDICTS)} if verifiers else {}),
                 "beside the nearest test image": [False, True],
             },
         )

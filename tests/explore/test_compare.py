@@ -40,12 +40,15 @@ METHODS = {"random": 0.1, "teacher-posteriors": 0.4, "crossx-paper": 0.25, "cros
 def test_measured_precision_of_a_run_and_of_the_one_inside_it(measured):
     outer, inner = measured
     assert measured_map(outer) == measured_map(inner) == {}
+    unmeasured = runs_table({"outer": outer})
     rows = [ROW | {"method": method, "value": value} for method, value in METHODS.items()]
     append_results(outer.path / "results.csv", rows)
     both = {"random order": 0.1, "teachers": 0.4}
     assert measured_map(outer) == {**both, "this run": 0.5}
     assert measured_map(inner) == {**both, "this run": 0.25}
+    assert "not measured" in unmeasured
     table = runs_table({"outer": outer, "inner": inner})
+    assert "not measured" not in table
     assert "0.500" in table and "0.250" in table and table.index("outer") < table.index("inner")
 
 
@@ -72,7 +75,10 @@ def test_comparison_names_every_class_and_setting(runs, sets, is_png):
     for words in (*sets[0].classes, "pairs.conditioned", "a random order", "45 sketches"):
         assert words in text
     alone = compare_html(runs, "one", "one", lambda run: sets)
-    assert "pairs.conditioned" not in alone
+    assert "pairs.conditioned" not in alone and "difference" not in alone
+    assert "choose another run" in alone and "a random order" in alone
+    single = compare_html({"one": runs["one"]}, "one", "one", lambda run: sets)
+    assert "there is one run here" in single and single.count("<th>one</th>") == 1
     picture = compare_runs(runs["one"], runs["one/paper"], ("one", "one/paper"))
     assert is_png(png_bytes(picture))
 

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from matplotlib.colors import to_rgb
 
-from dfsbir.explore.embedding_map import EmbeddingMap, show_map
+from dfsbir.explore.embedding_map import EmbeddingMap, class_colours, show_map
 from dfsbir.explore.pictures import png_bytes
 
 
@@ -47,3 +48,18 @@ def test_a_place_is_chosen_and_shown(embedding_map, is_png):
     name = embedding_map.names[embedding_map.label[50]]
     assert captions.count(f"{name}\nchosen") == 2
     assert sum("similarity" in text for text in captions) == 12
+
+
+@pytest.mark.parametrize("n", [2, 10, 40])
+def test_colours_are_readable_on_white_and_on_dark_pages(n):
+    "Contrast of 3 or more, as WCAG asks of graphics."
+
+    def luminance(colour):
+        linear = [v / 12.92 if v <= 0.04 else ((v + 0.055) / 1.055) ** 2.4 for v in to_rgb(colour)]
+        return sum(w * v for w, v in zip((0.2126, 0.7152, 0.0722), linear)) + 0.05
+
+    colours = class_colours(n)
+    assert len(set(colours)) == n
+    for colour in colours:
+        assert luminance("white") / luminance(colour) >= 3
+        assert luminance(colour) / luminance("#111111") >= 3

@@ -1,11 +1,13 @@
 "The page of all panels, without a browser."
 
+from types import SimpleNamespace
+
 import pytest
 
 pytest.importorskip("anywidget", reason="the explorer needs pip install 'dfsbir[explore]'")
 
-from dfsbir.core.types import Modality
-from dfsbir.explore.explorer import Explorer, explore, measured_images
+from dfsbir.core.types import MODALITIES, Modality
+from dfsbir.explore.explorer import Explorer, explore, measured_images, verifiers_of
 from dfsbir.explore.sketch_pad import DrawPanel
 from dfsbir.search.indexing import index_photos
 
@@ -45,6 +47,32 @@ def test_the_tab_in_front_stays_when_the_run_changes(page):
     page.worker.wait()
     assert page.run.path.name == "paper" and page.titles[page.tabs.selected_index] == "Samples"
     assert isinstance(look_at(page, "Draw and find"), DrawPanel)
+
+
+def test_samples_of_a_toy_run_are_judged_by_a_network_made_for_it(page, monkeypatch, run):
+    "The verifier is trained when it is asked for, by other images, and kept."
+    page.picker.value = "one"
+    panel = look_at(page, "Samples")
+    assert "verifier" not in panel.figure.svg
+    trained = []
+
+    def train(images, **settings):
+        trained.append(images)
+        return run.teachers[images.modality]
+
+    monkeypatch.setattr("dfsbir.explore.explorer.train_teacher", train)
+    for verdict in ("shown", "recognises both", "shown"):
+        panel.set(verifier=verdict)
+        page.worker.wait()
+    assert "verifier" in panel.figure.svg and [s.modality for s in trained] == list(MODALITIES)
+    assert not panel.figure.error
+
+
+def test_a_run_of_own_images_has_the_verifiers_of_its_folder_alone():
+    own = SimpleNamespace(verifiers={}, experiment={"dataset": "folder"})
+    assert verifiers_of(own) is None
+    own.verifiers = {"photo": object()}
+    assert verifiers_of(own)(own) == own.verifiers
 
 
 def test_without_runs_there_is_nothing_to_explore(tmp_path):

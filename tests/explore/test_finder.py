@@ -38,9 +38,12 @@ def test_ties_are_reported(finder):
 
 
 def test_scores_that_look_alike_get_more_digits(finder):
-    assert found_with(finder, [0.9, 0.3]).captions() == ["car .90", "car .30"]
-    assert found_with(finder, [0.9999, 0.9975]).captions() == ["car 0.9999", "car 0.9975"]
-    assert found_with(finder, [1.0, 1.0]).captions() == ["car 1.0", "car 1.0"]
+    def captions(*scores):
+        return found_with(finder, scores).captions()
+
+    assert captions(0.9, 0.3) == ["car\nsimilarity .90", "car\nsimilarity .30"]
+    assert captions(0.9999, 0.9975) == ["car\nsimilarity 0.9999", "car\nsimilarity 0.9975"]
+    assert captions(1.0, 1.0) == ["car\nsimilarity 1.0"] * 2
 
 
 def test_photos_of_one_class(finder):

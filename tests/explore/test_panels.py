@@ -80,6 +80,33 @@ def test_steps_can_be_played(worker):
     assert shown == [10, 30, 60] and "step 60" in panel.figure.svg
 
 
+def test_the_next_key_goes_through_the_seeds_and_around(worker):
+    panel = panel_of(worker, seed=range(3))
+    seen = []
+    for _ in range(4):
+        panel.figure.receive({"next": True})  # what the browser sends for the key N
+        worker.wait()
+        seen.append(panel.view.values["seed"])
+        assert panel.controls["seed"].value == seen[-1]
+        assert f"x 0 {seen[-1]}" in panel.figure.svg
+    assert seen == [1, 2, 0, 1] and panel.figure.next_of == "seed"
+
+
+def test_the_next_key_goes_to_the_next_step_or_class(worker):
+    def draw(width, **values):
+        return tiles([torch.rand(1, 1, 8, 8)], title=str(values), width=width)
+
+    def after_next(**choices):
+        panel = Panel(View("A sentence.", draw, **choices), worker)
+        panel.figure.receive({"next": True})
+        worker.wait()
+        return panel.figure.next_of, panel.view.values
+
+    assert after_next(step=[60, 30, 10]) == ("step", {"step": 10})  # the first follows the last
+    assert after_next(label=["x", "y"], who=["a", "b"]) == ("label", {"label": "y", "who": "a"})
+    assert after_next() == ("", {})
+
+
 def test_without_a_seed_there_is_no_random_button(worker):
     panel = panel_of(worker)
     assert not [w for w in panel.children[1].children if isinstance(w, W.Button)]

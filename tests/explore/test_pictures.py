@@ -11,7 +11,15 @@ import pytest
 import torch
 from PIL import Image
 
-from dfsbir.explore.pictures import Picture, png_bytes, short, shortened, tiles
+from dfsbir.explore.pictures import (
+    Picture,
+    png_bytes,
+    short,
+    shortened,
+    text_width,
+    tiles,
+    wrapped,
+)
 
 
 def test_a_picture_is_unknown_to_pyplot(is_png):
@@ -76,7 +84,36 @@ def test_short_numbers(number, text):
 def test_captions_are_cut_to_their_place():
     assert shortened("fish\nteacher .98", 1.0) == "fish\nteacher .98"
     first, second = shortened("a very long name of a class\nshort", 1.0).split("\n")
-    assert len(first) <= 15 and first.endswith("…") and second == "short"
+    assert text_width(first) <= 1.0 and first.endswith("…") and second == "short"
+    assert shortened("similarity 1.000", 0.95) == "similarity 1.000"  # as wide as it is drawn
+
+
+@pytest.mark.parametrize("size", [8, 10])
+@pytest.mark.parametrize("width", [0.6, 1.5, 4.0])
+def test_text_is_wrapped_to_its_place_and_no_word_is_lost(size, width):
+    text = "photo student: 86% of 300 test images right, and an unpronounceablylongword"
+    lines = wrapped(text, width, size)
+    assert all(text_width(line, size) <= width for line in lines)
+    kept = [word for word in text.split() if text_width(word, size) <= width]
+    assert [word for word in " ".join(lines).split() if not word.endswith("…")] == kept
+
+
+def test_the_measured_width_is_the_drawn_one():
+    figure = Picture(4.0).figure
+    for line in ("similarity 1.000", "mmm", "iii"):
+        drawn = figure.text(0, 0, line, fontsize=8).get_window_extent().width / figure.dpi
+        assert text_width(line) == pytest.approx(drawn, abs=0.06)
+
+
+def test_names_of_rows_with_two_lines_stand_apart():
+    for width in (3.25, 9.0):
+        picture = tiles([torch.rand(4, 1, 4, 4)] * 2, names=["sketch\nweight 16"] * 2, width=width)
+        labels = [ax.yaxis.label for ax in picture.axes if ax.get_ylabel()]
+        picture.figure.draw_without_rendering()
+        boxes = [label.get_window_extent() for label in labels]
+        assert all(box.x0 >= 0 for box in boxes)
+        spans = sorted((box.y0, box.y1) for box in boxes)
+        assert all(below[1] <= above[0] for below, above in zip(spans, spans[1:]))
 
 
 def test_a_notebook_shows_a_small_png_also_after_pyplot():

@@ -33,6 +33,16 @@ def test_the_newest_run_comes_first(home, tmp_path):
     assert list(find_runs(tmp_path)) == ["c", "b", "a"]
 
 
+def test_verifiers_are_those_in_the_folder(run, paper, tmp_path):
+    assert run.verifiers == {}
+    shutil.copytree(run.path, tmp_path / "one")
+    folder = tmp_path / "one" / "verifiers"
+    save_teacher(run.teachers[Modality.PHOTO], folder / "photo.safetensors")
+    for path in (tmp_path / "one", tmp_path / "one" / "paper"):  # the inner run has its outer one's
+        found = Run(path).verifiers
+        assert list(found) == [Modality.PHOTO] and found[Modality.PHOTO].classes
+
+
 def test_runs_on_objects_are_found_and_have_no_generators(objects):
     (found,) = find_runs(objects.path.parent).values()
     assert found.pairs_kind == "objects" and found.classes

@@ -1,11 +1,14 @@
 "Samples of the estimators: pairs, drawings, walks."
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from dfsbir.core.types import MODALITIES, Modality
 from dfsbir.explore.samples import (
     ORDERS,
+    VERDICTS,
     blend_classes,
     nearest_images,
     pair_confidence,
@@ -15,6 +18,7 @@ from dfsbir.explore.samples import (
     select_pairs,
     show_objects,
     show_samples,
+    verifier_confidence,
 )
 from dfsbir.inversion.generators import PixelGenerator
 
@@ -68,6 +72,45 @@ def test_pairs_are_filtered_and_sorted_by_confidence(run, order):
 def test_a_bound_that_no_sample_reaches_is_reported(run):
     with pytest.raises(ValueError, match="lower bound"):
         show_samples(run, "car", least=1.01)
+
+
+class Verifier:
+    "Recognises a sample as `fish` where its mean is above a bound, else as `car`."
+
+    classes = ("Car", "Fish")
+
+    def __init__(self, bound):
+        self.bound = bound
+
+    def __call__(self, images, bn):
+        fish = (images.mean((1, 2, 3)) > self.bound).float()
+        return SimpleNamespace(logits=4 * torch.stack([1 - fish, fish], 1))
+
+
+@pytest.fixture
+def verifiers(run):
+    "Verifiers that recognise about half of the samples of class fish."
+    pairs = sample_pairs(run, "fish", 64)
+    return {m: Verifier(pairs.of(m).mean((1, 2, 3)).quantile(0.3)) for m in MODALITIES}
+
+
+def test_samples_are_filtered_by_the_verifiers(run, verifiers):
+    pairs = sample_pairs(run, "fish", 64)
+    judged = torch.stack([pairs.of(m).mean((1, 2, 3)) > verifiers[m].bound for m in MODALITIES])
+    for verdict, wanted in (("recognises both", judged.all(0)), (VERDICTS[-1], ~judged.all(0))):
+        kept = select_pairs(run, pairs, verifiers=verifiers, verdict=verdict)
+        assert 0 < len(kept) < 64 and torch.equal(kept.photo, pairs.photo[wanted])
+    shown = show_samples(run, "fish", n=4, verifiers=verifiers, verdict="recognises both")
+    assert len(captions(shown)) == 8 and all("verifier .98" in text for text in captions(shown))
+    unknown = sample_pairs(run, "bottle", 2)
+    with pytest.raises(ValueError, match="bottle"):
+        verifier_confidence(run, unknown, verifiers)
+
+
+def test_a_verifier_of_one_modality_is_enough(run, verifiers):
+    only = {Modality.SKETCH: verifiers[Modality.SKETCH]}
+    shown = captions(show_samples(run, "fish", n=3, verifiers=only, verdict="shown"))
+    assert ["verifier" in text for text in shown] == [False] * 3 + [True] * 3
 
 
 def test_the_nearest_test_image_is_the_nearest(run, sets):

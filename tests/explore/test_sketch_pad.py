@@ -60,6 +60,14 @@ def test_another_drawing_of_the_class(panel, run):
     assert panel.svg.value == sample_drawing(run, run.classes[0], seed)[0]
 
 
+def test_the_next_key_puts_the_next_drawing_on_the_pad(panel, run):
+    panel.seed.value = 98
+    for seed in (99, 0):
+        panel.next_drawing()
+        panel.worker.wait()
+        assert panel.pad.strokes == sample_drawing(run, run.classes[0], seed)[1]
+
+
 def test_the_tab_says_what_it_shows(panel):
     assert "Look for" in panel.children[0].value
 
@@ -74,9 +82,11 @@ def test_strokes_outside_the_canvas_are_reported_not_raised(panel, worker):
 def test_a_run_without_strokes_offers_no_drawings(kind, finder, worker, request):
     panel = DrawPanel(request.getfixturevalue(kind), finder, worker)
     assert not [b for b in find_widgets(panel, W.Button) if "dfs-put" in b._dom_classes]
+    panel.next_drawing()  # the key N has nothing to put
+    assert panel.pad.strokes == []
 
 
 def test_cards_escape_what_files_are_called():
     found = Found(Image.new("RGB", (8, 8)), "<b>", 0.5, 'a"><script>.jpg')
-    cards = found_html([found], ["<b> .50"], 3)
-    assert "<script>" not in cards and "&lt;b&gt; .50" in cards
+    cards = found_html([found], ["<b>\nsimilarity .50"], 3)
+    assert "<script>" not in cards and "&lt;b&gt;<br>similarity .50" in cards

@@ -10,7 +10,13 @@ from dfsbir.core.checkpoint import load_state
 from dfsbir.core.types import MODALITIES
 from dfsbir.crossx.build import build_crossx
 from dfsbir.explore.runs import Run
-from dfsbir.explore.training_steps import preview_classes, read_preview, show_curves, show_step
+from dfsbir.explore.training_steps import (
+    action_of_step,
+    preview_classes,
+    read_preview,
+    show_curves,
+    show_step,
+)
 
 
 def test_a_preview_is_cut_into_the_images_that_were_saved(run):
@@ -31,6 +37,23 @@ def test_classes_are_named_under_the_saved_pairs(run, paper):
     captions = [ax.get_xlabel() for ax in show_step(run, max(run.previews)).axes[:16]]
     assert {text for text in captions if text} == set(run.classes)
     assert set(preview_classes(paper, 16)) == {""}  # its generators are given no class
+
+
+def test_a_step_is_marked_at_its_own_action(paper):
+    "Estimator steps alternate with steps of the students, and the log counts them all."
+    plan = paper.config.plan()
+    assert "distill" in plan[: len(plan) - plan[::-1].index("synthesize")]  # else nothing is tested
+    for step in paper.previews:
+        action = action_of_step(paper, step)
+        assert plan[action - 1] == "synthesize" and plan[:action].count("synthesize") == step
+        (line,) = [
+            line
+            for line in show_step(paper, step).axes[-1].lines
+            if len(set(line.get_xdata())) == 1
+        ]
+        assert line.get_xdata()[0] == action
+    with pytest.raises(ValueError, match="9999"):
+        action_of_step(paper, 9999)
 
 
 def test_steps_and_logs_that_are_not_there(run, tmp_path):

@@ -22,8 +22,11 @@ from ..teachers.class_map import to_shared
 # %% ../../nbs/11_explore/06_compare.ipynb #9fbb1c52
 def result_key(
     preset: str | None,  # of the run
+    pairs_kind: str = "estimates",  # what it learnt from, as `Run.pairs_kind`
 ) -> tuple[str, str]:
-    "Method and variant under which results.csv lists a preset."
+    "Method and variant under which results.csv lists a preset, or the ceiling."
+    if pairs_kind == "given":
+        return "data-dependent", ""
     if preset == "paper":
         return "crossx-paper", ""
     return "crossx-dfsbir", "open" if preset == "open" else ""
@@ -39,7 +42,7 @@ def measured_map(run: Run) -> dict[str, float]:  # each in [0,1]
         wanted = {
             ("random", ""): "random order",
             ("teacher-posteriors", ""): "teachers",
-            result_key(preset): "this run",
+            result_key(preset, run.pairs_kind): "this run",
         }
         found = {}
         for row in read_results(file):
@@ -80,7 +83,7 @@ def runs_table(
         measured = measured_map(run)
         unmeasured = unmeasured or not measured
         figures = [measured.get(m, "–") for m in measures]
-        facts = [run.pairs_kind, str(len(run.classes)), str(len(run.config.plan()))]
+        facts = [run.learnt_from, str(len(run.classes)), str(len(run.config.plan()))]
         rows.append([name, *figures, *facts, f"{run.finished:%Y-%m-%d %H:%M}"])
     head = ["run", *measures.values(), "learnt from", "classes", "actions", "finished"]
     note = "; –: not measured, the run has no results.csv" if unmeasured else ""

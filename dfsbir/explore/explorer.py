@@ -26,13 +26,13 @@ from ..data.image_set import ImageSet
 from ..data.toy import toy_pairs
 from .compare import measured_map
 from .finder import Finder
-from .page import page_style, progress_line
+from .page import ScrollHere, page_style, progress_line
 from .panels import Panel
 from .photo_map import MapPanel
 from .runs import Run, find_runs, nearby, tiny_run
 from .sketch_pad import DrawPanel
 from .views import views
-from .worker import Worker
+from .worker import Worker, error_words
 from ..search.gallery import Gallery, encoder_id
 from ..search.indexing import index_photos
 from ..search.searcher import Searcher
@@ -42,14 +42,9 @@ from ..teachers.training import train_teacher
 # %% ../../nbs/11_explore/16_explorer.ipynb #8239e0d9
 def facts_html(run: Run) -> str:
     "What a run is and what it was measured at, in a line."
-    kinds = {
-        "estimates": "estimated pairs",
-        "objects": "procedural objects",
-        "pyramid": "pictures optimised one by one",
-    }
     facts = [
         f"{len(run.classes)} classes",
-        f"learnt from {kinds.get(run.pairs_kind, run.pairs_kind)}",
+        f"learnt from {run.learnt_from}",
         f"finished {run.finished:%Y-%m-%d %H:%M}",
     ]
     if measured := measured_map(run):
@@ -132,7 +127,7 @@ class Explorer(W.VBox):
 
         def show(finder, error):
             if error:
-                box.children = [progress_line(str(error))]
+                box.children = [progress_line(error_words(error))]
             else:
                 box.children = [DrawPanel(run, finder, self.worker)]
 
@@ -146,7 +141,7 @@ def measured_images(
     "Images that no teacher was trained on: of the toy set, or of the folders in the run's config."
     parameters = run.experiment
     if parameters.get("dataset", "toy") == "toy":
-        size, classes = run.config.sizes["photo"], sorted(run.classes)
+        size, classes = run.image_size, sorted(run.classes)
         return toy_pairs(n, size=size, classes=classes, split="test")
     found = []
     for m in MODALITIES:
@@ -164,7 +159,7 @@ def toy_verifiers(
     "Networks that took no part in a run, trained when they are first asked for (seconds)."
 
     def train():
-        size, classes = run.config.sizes["photo"], sorted(run.classes)
+        size, classes = run.image_size, sorted(run.classes)
         sets = zip(MODALITIES, toy_pairs(images, size=size, classes=classes, seed=6174))
         return {m: train_teacher(drawn, epochs=6, seed=6174, progress=False) for m, drawn in sets}
 
@@ -217,6 +212,10 @@ def explorer_sources(
 def explore(
     runs: str = "",  # as in `explorer_sources`
     gallery: str = "",  # as in `explorer_sources`
+    scroll: bool = False,  # the page moves to the explorer when it appears
 ) -> Explorer:
     "The explorer over finished runs."
-    return Explorer(**explorer_sources(runs, gallery))
+    explorer = Explorer(**explorer_sources(runs, gallery))
+    if scroll:
+        explorer.children = [ScrollHere(), *explorer.children]
+    return explorer

@@ -14,6 +14,7 @@ try:
 except ImportError as e:
     raise ImportError("the explorer needs an extra: pip install 'dfsbir[explore]'") from e
 from .pictures import Picture, png_bytes
+from .worker import error_words
 
 # %% ../../nbs/11_explore/12_figure_view.ipynb #a0dc23e9
 class FigureView(anywidget.AnyWidget):
@@ -230,7 +231,7 @@ class FigureView(anywidget.AnyWidget):
     ):
         "Shows why there is no figure."
         with self.hold_sync():
-            self.error, self.busy = str(error) or type(error).__name__, False
+            self.error, self.busy = error_words(error), False
 
     def file(
         self,

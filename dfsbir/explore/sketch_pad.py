@@ -23,7 +23,7 @@ from .panels import about_html, button, control
 from .runs import Run
 from .samples import sample_drawing
 from .views import SEEDS
-from .worker import Worker
+from .worker import Worker, error_words
 
 # %% ../../nbs/11_explore/14_sketch_pad.ipynb #5281eae5
 class SketchPad(anywidget.AnyWidget):
@@ -297,6 +297,6 @@ class DrawPanel(W.VBox):
 
     def show(self, cards: str | None, error: Exception | None):
         "Shows what was found, or why nothing was."
-        self.status.value = str(error) if error else self.finder.status()
+        self.status.value = error_words(error) if error else self.finder.status()
         if cards is not None:
             self.cards.value = cards

@@ -1,10 +1,12 @@
 """Runs, test images and a gallery of the toy set, small enough to be made by every process."""
 
 import io
+import shutil
 
 import pytest
 from PIL import Image
 
+from dfsbir.baselines import data_dependent
 from dfsbir.core.run_folder import RunFolder
 from dfsbir.core.types import Modality
 from dfsbir.crossx.build import build_crossx
@@ -70,6 +72,28 @@ def objects(home, tmp_path_factory):
     with RunFolder(outer / "open", config.flat()) as folder:
         build_crossx(*teachers.values(), config).fit(folder, progress=False)
     return Run(outer / "open")
+
+
+@pytest.fixture(scope="session")
+def ceiling(home, tmp_path_factory):
+    "A run whose newest part is the ceiling, made of real images, as `dfsbir run` leaves it."
+    top = tmp_path_factory.mktemp("measured") / "one"
+    shutil.copytree(home / "one", top, ignore=shutil.ignore_patterns("paper"))
+    teachers = Run(top).teachers.values()
+    config = CrossXConfig.preset(
+        "dfsbir",
+        {
+            "device": "cpu",
+            "schedule.new_pairs": 32,
+            "schedule.distill_steps": 2,
+            "logging.log_every": 1,
+        },
+    )
+    real = toy_pairs(45, size=32, classes=CLASSES, seed=5)
+    trainer = data_dependent(*teachers, config, *real)
+    with RunFolder(top / "ceiling", trainer.config.flat()) as folder:
+        trainer.fit(folder, progress=False)
+    return Run(top / "ceiling")
 
 
 @pytest.fixture(scope="session")

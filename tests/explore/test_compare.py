@@ -52,6 +52,15 @@ def test_measured_precision_of_a_run_and_of_the_one_inside_it(measured):
     assert "0.500" in table and "0.250" in table and table.index("outer") < table.index("inner")
 
 
+def test_the_ceiling_has_its_own_precision(ceiling):
+    rows = [ROW | {"method": method, "value": value} for method, value in METHODS.items()]
+    file = ceiling.path.parent / "results.csv"
+    append_results(file, [*rows, ROW | {"method": "data-dependent", "value": 0.75}])
+    measured = measured_map(ceiling), measured_map(Run(ceiling.path.parent))
+    file.unlink()
+    assert [found["this run"] for found in measured] == [0.75, 0.5]
+
+
 def test_settings_that_differ(run, paper):
     found = {name: values for name, *values in config_differences(run, paper)}
     assert found["pairs.conditioned"] == [True, False]

@@ -8,6 +8,7 @@ pytest.importorskip("anywidget", reason="the explorer needs pip install 'dfsbir[
 
 from dfsbir.core.types import MODALITIES, Modality
 from dfsbir.explore.explorer import Explorer, explore, measured_images, verifiers_of
+from dfsbir.explore.page import ScrollHere
 from dfsbir.explore.sketch_pad import DrawPanel
 from dfsbir.search.indexing import index_photos
 
@@ -106,6 +107,23 @@ def test_a_run_on_objects_has_its_own_tabs(objects):
     assert "procedural objects" in page.facts.value
     assert look_at(page, "Objects").figure.svg
     assert look_at(page, "Compare").table.value
+
+
+def test_a_ceiling_is_explored(ceiling):
+    page = explore(str(ceiling.path.parent))
+    page.picker.value = next(name for name in page.runs if name.endswith("ceiling"))
+    page.worker.wait()
+    assert isinstance(front(page), DrawPanel) and "the ceiling" in page.facts.value
+    for title in page.titles[2:]:
+        figure = look_at(page, title).figure
+        assert figure.svg and not figure.error, title
+
+
+def test_the_page_moves_to_the_explorer_where_that_is_asked_for(home):
+    assert [isinstance(explore(str(home), scroll=s).children[0], ScrollHere) for s in (0, 1)] == [
+        0,
+        1,
+    ]
 
 
 def test_a_tab_that_the_next_run_lacks_gives_way_to_the_first(home, objects):

@@ -43,6 +43,13 @@ def test_verifiers_are_those_in_the_folder(run, paper, tmp_path):
         assert list(found) == [Modality.PHOTO] and found[Modality.PHOTO].classes
 
 
+def test_a_run_inside_another_comes_after_it(ceiling):
+    "Although it is newer: who looks at a run wants the run, not its ceiling."
+    assert list(find_runs(ceiling.path.parent.parent)) == ["one", "one/ceiling"]
+    assert ceiling.finished >= Run(ceiling.path.parent).finished
+    assert "real" in ceiling.learnt_from and ceiling.image_size == 32
+
+
 def test_runs_on_objects_are_found_and_have_no_generators(objects):
     (found,) = find_runs(objects.path.parent).values()
     assert found.pairs_kind == "objects" and found.classes

@@ -75,6 +75,6 @@ def test_committed_tour_has_no_finished_bars():
 
 def test_the_live_explorer_comes_before_its_picture():
     texts = [source(cell) for cell in tour_cells()]
-    (live,) = [i for i, text in enumerate(texts) if "explore(str(home))" in text]
+    (live,) = [i for i, text in enumerate(texts) if "explore(str(home), scroll=True)" in text]
     (picture,) = [i for i, text in enumerate(texts) if "](images/draw_and_find.png)" in text]
     assert live < picture and (ROOT / "nbs" / "images" / "draw_and_find.png").is_file()

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from dfsbir.explore.worker import Worker
+from dfsbir.explore.worker import Worker, error_words
 
 
 def test_worker_keeps_the_latest_of_each_owner():
@@ -72,3 +72,9 @@ def test_a_job_reports_its_progress_on_the_loop_of_the_owner():
 
     asyncio.run(kernel())
     assert said == [("half way", threading.get_ident()), ("done", None)]
+
+
+def test_errors_in_words():
+    assert error_words(ValueError("no sample")) == "no sample"
+    assert error_words(KeyError("photo")) == "KeyError: 'photo'"  # the key alone says nothing
+    assert error_words(MemoryError()) == "MemoryError"

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['result_key', 'measured_map', 'html_table', 'runs_table', 'config_differences', 'retrieval_report', 'precision_table',
-           'compare_html', 'compare_runs']
+           'settings_table', 'compare_html', 'compare_runs']
 
 # %% ../../nbs/11_explore/06_compare.ipynb #d169066a
 import html
@@ -128,7 +128,7 @@ def _difference(values: list) -> list:
     if len(values) < 2:
         return []
     one, other = values
-    return [None if one is None or other is None else other - one]
+    return [None if one is None or other is None else f"{other - one:+.3f}"]
 
 
 def precision_table(
@@ -144,15 +144,36 @@ def precision_table(
         values = [found.get(label) for found in per_class]
         rows.append([label, *values, *_difference(values)])
     if len(runs) > 1:
-        rows.sort(key=lambda row: -abs(row[3] or 0.0))
+        rows.sort(key=lambda row: -abs(float(row[3] or 0.0)))
     means = [report.metrics["mAP@all"] for report in reports]
     floors = [report.floor["mAP@all"] for report in reports]
-    rows.append(["mean over all sketches", *means, *_difference(means)])
-    rows.append(["a random order", *floors])
+    rows.append(["mean", *means, *_difference(means)])
+    rows.append(["random order", *floors])
     counts = " and ".join(f"{len(sketches)} sketches" for _, sketches in test_images[:1])
     caption = f"average precision on {counts} and {len(test_images[0][0])} photos"
     head = ["class", *names, *(["difference"] if len(runs) > 1 else [])]
     return html_table(head, rows, caption)
+
+
+def settings_table(
+    names: tuple[str, str],  # of two runs
+    differences: list[tuple],  # as `config_differences` gives them
+) -> str:  # HTML
+    "The settings that differ; those that one of the two does not have are folded."
+    if not differences:
+        return "<p>All settings of the two are equal.</p>"
+    own, both = [], []
+    for name, *values in differences:
+        rows = own if None in values else both
+        rows.append([name, *map(_shown, values)])
+    head, found = ["setting", *names], ""
+    if both:
+        found = html_table(head, both, "settings that differ")
+    if own:
+        number = "1 setting" if len(own) == 1 else f"{len(own)} settings"
+        summary = f"{number} that one of the two does not have"
+        found += f"<details><summary>{summary}</summary>{html_table(head, own)}</details>"
+    return found
 
 
 def compare_html(
@@ -170,11 +191,7 @@ def compare_html(
         return f"{runs_table(runs)}{alone}<p>To compare: {todo}</p>"
     pair = [runs[first], runs[second]]
     precision = precision_table([first, second], pair, [test_images(run) for run in pair])
-    differences = [[name, _shown(a), _shown(b)] for name, a, b in config_differences(*pair)]
-    settings = html_table(["setting", first, second], differences, "settings that differ")
-    if not differences:
-        settings = "<p>All settings of the two are equal.</p>"
-    return runs_table(runs) + precision + settings
+    return runs_table(runs) + precision + settings_table((first, second), config_differences(*pair))
 
 # %% ../../nbs/11_explore/06_compare.ipynb #b7692877
 def compare_runs(

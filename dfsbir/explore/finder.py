@@ -100,11 +100,11 @@ class Finder:
         return f"; {len(tied)} of them are tied, and stand in the gallery's order"
 
     def captions(self) -> list[str]:
-        "Class and similarity of each found photo, with four digits where two would look alike."
+        "Class and similarity of each found photo, a line each; four digits where two look alike."
         scores = [f.score for f in self.found]
         alike = len(scores) > 1 and short(scores[0]) == short(scores[-1]) and len(set(scores)) > 1
-        digits = (lambda p: f"{p:.4f}") if alike else short
-        return [f"{f.label or ''} {digits(f.score)}".strip() for f in self.found]
+        digits = (lambda p: f"{p:.4f}".replace("0.", ".", 1)) if alike else short
+        return [f"{f.label or ''}\nsimilarity {digits(f.score)}".strip() for f in self.found]
 
 # %% ../../nbs/11_explore/08_finder.ipynb #99bd5dda
 def image_tensor(picture: Image.Image) -> Tensor:  # (3,H,W) in [0,1]

@@ -57,8 +57,8 @@ def show_disagreement(
 
     title = (
         f"where teacher and student differ most, of {len(pairs)} estimated pairs with seed {seed}: "
-        f"total variation {short(distance[widest[0]])} to {short(distance[widest[-1]])} here, "
-        f"{short(distance.mean())} on average"
+        f"total variation {distance[widest[0]]:.3f} to {distance[widest[-1]]:.3f} here, "
+        f"{distance.mean():.3f} on average"
     )
     captions = [[caption(m, i) for i in widest] for m in MODALITIES]
     images = [pairs.of(m)[widest] for m in MODALITIES]

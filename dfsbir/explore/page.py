@@ -35,7 +35,8 @@ STYLE = """<style>
 .dfs-table th, .dfs-table td { text-align: left; padding: 3px 14px 3px 0; vertical-align: bottom;
   border-bottom: 1px solid var(--jp-border-color2, #ccc); }
 .dfs-table td { white-space: nowrap; }
-.dfs-table td.dfs-number { text-align: right; font-variant-numeric: tabular-nums; }
+.dfs-table td.dfs-number { font-variant-numeric: tabular-nums; }
+.dfs-page summary { cursor: pointer; color: var(--jp-content-font-color1, inherit); }
 @media (max-width: 500px) {
   .dfs-table table { font-size: 12px; }
   .dfs-table th, .dfs-table td { padding-right: 8px; }

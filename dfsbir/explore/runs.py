@@ -119,10 +119,40 @@ class Run:
             )
         return teacher
 
+    @cached_property
+    def verifiers(self) -> dict[Modality, Teacher]:
+        """Networks of real images that took no part in the run, to judge its samples.
+
+        Those in verifiers/ of the run, or of the run that it lies in; often there are none."""
+        found = {}
+        for m in MODALITIES:
+            for folder in (self.path / "verifiers", self.path.parent / "verifiers"):
+                file = folder / f"{m}.safetensors"
+                if m not in found and file.is_file():
+                    found[m] = load_teacher(file)
+        return found
+
     @property
     def pairs_kind(self) -> str:
         "What the students learnt from, as `estimates` or `objects`."
         return self.config.pairs.kind
+
+    @property
+    def learnt_from(self) -> str:
+        "The same in words."
+        kinds = {
+            "estimates": "estimated pairs",
+            "objects": "procedural objects",
+            "pyramid": "pictures optimised one by one",
+            "given": "real training images (the ceiling)",
+        }
+        return kinds[self.pairs_kind]
+
+    @property
+    def image_size(self) -> int:
+        "Side of the photos that the run was made for, px."
+        card = self.encoders[Modality.PHOTO].card
+        return self.config.sizes.get(Modality.PHOTO, card["input"]["size"])
 
     @property
     def finished(self) -> datetime:
@@ -246,12 +276,20 @@ def tiny_run(
 def find_runs(
     home,  # a run, or a folder with runs anywhere below
 ) -> dict[str, Run]:
-    "Finished CrossX runs by name, the newest first; runs of other methods are left out."
+    """Finished CrossX runs by name, the newest first; runs of other methods are left out.
+
+    A run that lies in another one, as a second preset or the ceiling, comes after it."""
     home, runs = Path(home), []
     for file in home.glob("**/encoders/photo.safetensors"):
         with suppress(FileNotFoundError, ValueError):  # no run, or one of another method
             runs.append(Run(file.parent.parent))
-    runs.sort(key=lambda run: (-run.finished.timestamp(), str(run.path)))
+    by_path = {run.path: run for run in runs}
+
+    def order(run):
+        inside = [by_path[path] for path in reversed(run.path.parents) if path in by_path]
+        return [(-r.finished.timestamp(), str(r.path)) for r in (*inside, run)]
+
+    runs.sort(key=order)
 
     def name(run):
         return home.name if run.path == home else str(run.path.relative_to(home))

@@ -136,7 +136,7 @@ CARD = (
     '<div style="width:96px" title="{path}">'
     '<img src="data:image/jpeg;base64,{image}" '
     'style="width:96px;height:96px;object-fit:cover;border-radius:4px;display:block">'
-    '<div style="font-size:12px;line-height:16px;text-align:center;white-space:nowrap;'
+    '<div style="font-size:11px;line-height:15px;text-align:center;white-space:nowrap;'
     'overflow:hidden">{caption}</div></div>'
 )
 
@@ -229,8 +229,7 @@ class DrawPanel(W.VBox):
         another = button("Random seed", "random", "dfs-random", self.random_seed)
         put = button("Put it on the pad", "pencil", "dfs-put", self.put_drawing)
         head = W.HTML(
-            "<b>Drawings that the sketch estimator made</b>"
-            "<br>Key N, with the pad in use, puts the next one on it."
+            "<b>Drawings that the sketch estimator made</b><br>Key N puts the next one on the pad."
         )
         return [head, self.label, self.seed, W.HBox([another, put]), self.svg]
 

@@ -16,6 +16,7 @@ from dfsbir.explore.compare import (
     measured_map,
     retrieval_report,
     runs_table,
+    settings_table,
 )
 from dfsbir.explore.pictures import png_bytes
 from dfsbir.explore.runs import Run
@@ -81,15 +82,24 @@ def test_precision_is_that_of_the_retrieval_report(run, sets):
 
 def test_comparison_names_every_class_and_setting(runs, sets, is_png):
     text = compare_html(runs, "one", "one/paper", lambda run: sets)
-    for words in (*sets[0].classes, "pairs.conditioned", "a random order", "45 sketches"):
+    for words in (*sets[0].classes, "pairs.conditioned", "random order", "45 sketches"):
         assert words in text
     alone = compare_html(runs, "one", "one", lambda run: sets)
     assert "pairs.conditioned" not in alone and "difference" not in alone
-    assert "choose another run" in alone and "a random order" in alone
+    assert "choose another run" in alone and "random order" in alone
     single = compare_html({"one": runs["one"]}, "one", "one", lambda run: sets)
     assert "there is one run here" in single and single.count("<th>one</th>") == 1
     picture = compare_runs(runs["one"], runs["one/paper"], ("one", "one/paper"))
     assert is_png(png_bytes(picture))
+
+
+def test_settings_that_one_run_lacks_are_folded():
+    both, own = ("seed", 1, 2), ("pairs.strokes", 12, None)
+    text = settings_table(("a", "b"), [both, own])
+    folded = text.index("<details>")
+    assert text.index("seed") < folded < text.index("pairs.strokes") and "1 setting that" in text
+    assert "details" not in settings_table(("a", "b"), [both])
+    assert "settings that differ" not in settings_table(("a", "b"), [own])
 
 
 def test_a_run_without_samples_is_compared(run, objects, is_png):

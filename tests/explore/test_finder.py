@@ -42,7 +42,7 @@ def test_scores_that_look_alike_get_more_digits(finder):
         return found_with(finder, scores).captions()
 
     assert captions(0.9, 0.3) == ["car\nsimilarity .90", "car\nsimilarity .30"]
-    assert captions(0.9999, 0.9975) == ["car\nsimilarity 0.9999", "car\nsimilarity 0.9975"]
+    assert captions(0.9999, 0.9975) == ["car\nsimilarity .9999", "car\nsimilarity .9975"]
     assert captions(1.0, 1.0) == ["car\nsimilarity 1.0"] * 2
 
 

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from search.helpers import COUNT, SIDE, picture, save
 
+from dfsbir.data.pen import measure_pen
 from dfsbir.data.toy import toy_pairs
 from dfsbir.search.searcher import Searcher, sketch_from_strokes
 from dfsbir.students.encoder import save_encoders
@@ -111,8 +112,8 @@ def test_the_pen_of_the_sketch_teacher(gallery, encoders):
     assert "0.053" in by_picture.notes[0]
     drawn = searcher.by_sketch(sketch_from_strokes(strokes, 128, 0.053), 7)
     assert "0.053" not in drawn.notes[0]
-    far = plain.by_sketch(thin, 7).queries - drawn.queries
-    assert (by_picture.queries - drawn.queries).abs().mean() < 0.3 * far.abs().mean()
+    assert abs(measure_pen(by_picture.queries).item() - 0.053) < 0.01
+    assert measure_pen(plain.by_sketch(thin, 7).queries).item() < 0.04
 
 
 # ---- queries

@@ -16,8 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from ..core.checkpoint import load_weights, read_card, shared_prefix
-from ..core.types import Normalizer
+from ..core.types import MODALITIES, Modality, Normalizer
 from ..data.image_set import ImageSet
+from ..data.pen import redraw
+from ..data.toy import toy_pairs
 from .card import complete_card
 from .class_map import plain_name
 from .loading import file_digest, kind_of_file, load_program, load_teacher
@@ -187,42 +189,109 @@ _STATISTICS = {
 }
 
 
-@torch.no_grad()
-def _accuracy(teacher: Teacher, data: ImageSet, normalizer: Normalizer) -> float:
-    "Share of right answers on images, read with some input."
-    place = {plain_name(name): i for i, name in enumerate(teacher.classes)}
-    to = torch.tensor([place.get(plain_name(name), -1) for name in data.classes])
-    labels = to[data.labels]
-    kept, right = data.take(labels >= 0), 0
-    labels = labels[labels >= 0]
-    if not len(kept):
-        raise ValueError(
-            f"none of the images' classes {list(data.classes)[:5]} is among the classifier's "
-            f"{teacher.classes[:5]}"
-        )
-    own, teacher.normalizer = teacher.normalizer, normalizer
-    for at in torch.arange(len(kept)).split(64):
-        logits = teacher(kept.take(at).images(), bn=False).logits
-        right += (logits.argmax(1) == labels[at]).sum().item()
-    teacher.normalizer = own
-    return right / len(kept)
+_PENS = (0.02, 0.03, 0.04, 0.053, 0.07)  # widths that drawings usually have, share of the side
+_PEN_SIDE = 64  # px, at least, of drawings in which widths can be told
+_ENOUGH = 400  # images that other inputs are compared on
 
 
-def _better_inputs(teacher: Teacher, data: ImageSet, accuracy: float) -> list[str]:
-    "Warnings where another input than the card's gives a clearly higher accuracy."
-    card, warnings = teacher.normalizer.card(), []
+def _other_inputs(card: dict, pens: bool) -> dict[str, dict]:  # {what is other: card of an input}
+    "Inputs that a classifier may have instead of its card's."
     others = {
         f"with {name}": {**card, "mean": mean, "std": std}
         for name, (mean, std) in _STATISTICS.items()
     }
     others["with the other polarity"] = {**card, "dark_on_light": not card["dark_on_light"]}
-    for what, changed in others.items():
-        other = _accuracy(teacher, data, Normalizer(**changed))
-        if other > accuracy + 0.1:
+    if pens:
+        for pen in _PENS:
+            others[f"with lines of {pen} of the side (input.pen)"] = {**card, "pen": pen}
+    return others
+
+
+def _images_of(data: ImageSet, normalizer: Normalizer) -> Tensor:
+    "The images as a classifier with this input would be given them."
+    images = data.images()
+    return images if normalizer.pen is None else redraw(images, normalizer.pen)[0]
+
+
+@torch.no_grad()
+def _accuracy(teacher: Teacher, data: ImageSet, normalizer: Normalizer) -> float:
+    "Share of right answers on images, read with some input."
+    own, teacher.normalizer = teacher.normalizer, normalizer
+    right = 0
+    for at in torch.arange(len(data)).split(64):
+        some = data.take(at)
+        logits = teacher(_images_of(some, normalizer), bn=False).logits
+        right += (logits.argmax(1) == some.labels).sum().item()
+    teacher.normalizer = own
+    return right / len(data)
+
+
+def _of_its_classes(teacher: Teacher, data: ImageSet) -> ImageSet:
+    "The images whose class the classifier knows, labelled as it does."
+    place = {plain_name(name): i for i, name in enumerate(teacher.classes)}
+    to = torch.tensor([place.get(plain_name(name), -1) for name in data.classes])[data.labels]
+    kept = data.take(to >= 0)
+    if not len(kept):
+        raise ValueError(
+            f"none of the images' classes {list(data.classes)[:5]} is among the classifier's "
+            f"{teacher.classes[:5]}"
+        )
+    return ImageSet(kept.source, to[to >= 0], teacher.classes, kept.modality, kept.paths)
+
+
+def _tested(teacher: Teacher, data: ImageSet) -> tuple[float, list[str]]:
+    "The accuracy on labelled images, and where another input than the card's is clearly better."
+    data = _of_its_classes(teacher, data)
+    accuracy, warnings = _accuracy(teacher, data, teacher.normalizer), []
+    some = data.take(torch.linspace(0, len(data) - 1, min(len(data), _ENOUGH)).long())
+    card = teacher.normalizer.card()
+    before = _accuracy(teacher, some, teacher.normalizer)
+    pens = teacher.modality is Modality.SKETCH and data.size >= _PEN_SIDE
+    for what, changed in _other_inputs(card, pens).items():
+        other = _accuracy(teacher, some, Normalizer(**changed))
+        if other > before + 0.1:
             warnings.append(
-                f"the accuracy is {other:.1%} {what}, and {accuracy:.1%} as the card has it"
+                f"the accuracy is {other:.1%} {what}, and {before:.1%} as the card has it"
             )
-    return warnings
+    chance = 1 / len(data.labels.unique())
+    if accuracy < 2 * chance and not warnings:
+        warnings.append(
+            f"the accuracy is {accuracy:.1%}, near chance ({chance:.1%}): are the classes in the "
+            "order of the outputs, and the images of this kind?"
+        )
+    return accuracy, warnings
+
+
+@torch.no_grad()
+def _distance(teacher: Teacher, data: ImageSet, normalizer: Normalizer) -> float:
+    "How far the first batch norm's statistics of these images are from those that it stored."
+    own, teacher.normalizer = teacher.normalizer, normalizer
+    mean, variance = teacher(_images_of(data, normalizer), bn=True).bn[0]
+    teacher.normalizer = own
+    wanted, spread = teacher.bn_targets()[0]
+    spread = spread.clamp_min(1e-6)
+    ratio = (variance / spread).clamp_min(1e-6)
+    return ((mean - wanted).square() / spread + ratio.log().abs()).mean().item()
+
+
+def _toy_signs(teacher: Teacher) -> list[str]:
+    "What toy pictures say about the input, from the first batch norm alone."
+    if not teacher.bn_targets():
+        return []
+    data = toy_pairs(48, size=96, seed=5)[MODALITIES.index(teacher.modality)]
+    card = teacher.normalizer.card()
+    own = _distance(teacher, data, teacher.normalizer)
+    others = _other_inputs(card, teacher.modality is Modality.SKETCH)
+    if teacher.modality is Modality.PHOTO:
+        del others["with the other polarity"]
+    distances = {what: _distance(teacher, data, Normalizer(**c)) for what, c in others.items()}
+    what, least = min(distances.items(), key=lambda item: item[1])
+    if own < 0.3 or least > 0.45 * own:
+        return []
+    return [
+        f"toy {teacher.modality}s fit its first batch norm better {what} (distance {least:.2f}) "
+        f"than as the card has it ({own:.2f}): measure it on images of its classes (--test FOLDER)"
+    ]
 
 
 def _warnings_of(content: _Content, kind: str, batch_norms: int) -> list[str]:
@@ -259,7 +328,7 @@ def _missing(card: dict, kind: str) -> list[str]:
     declared = card.get("input") or {}
     if "size" not in declared:
         missing.append("input.size")
-    known = card.get("source") and source_statistics(card["source"], card["name"])
+    known = card.get("source") and source_statistics(card["source"], card.get("name"))
     if not known and not {"mean", "std"} <= set(declared):
         missing.append("input.mean and input.std")
     if kind == "weights" and not card.get("source"):
@@ -314,6 +383,8 @@ def _measure(found: Inspection, path: Path, images: ImageSet | None):
     teacher = load_teacher(path, found.card)
     found.head, found.outputs = teacher.head, len(teacher.classes)
     found.batch_norms = len(teacher.bn_targets())
-    if images is not None:
-        found.accuracy = _accuracy(teacher, images, teacher.normalizer)
-        found.warnings += _better_inputs(teacher, images, found.accuracy)
+    if images is None:
+        found.warnings += _toy_signs(teacher)
+        return
+    found.accuracy, warnings = _tested(teacher, images)
+    found.warnings += warnings

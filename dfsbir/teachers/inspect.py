@@ -168,18 +168,43 @@ def _read(path: Path, kind: str) -> _Content:
     return _Content(dict(net.state_dict()), net, shape[1], shape[-1])
 
 
-def _last_matrix(weights: Mapping[str, Tensor]) -> tuple[str, int] | None:
-    "Name and rows of the last linear map, or of the last 1x1 convolution."
-    found = None
-    for name, w in weights.items():
-        if w.ndim == 2 or (w.ndim == 4 and w.shape[2:] == (1, 1)):
-            found = name.removesuffix(".weight"), len(w)
+_HEAD_NAMES = ("fc", "classifier", "head", "linear", "logits", "output")
+
+
+def _heads(weights: Mapping[str, Tensor]) -> list[tuple[str, int]]:
+    """Name and rows of linear maps and 1x1 convolutions, the likeliest head first.
+
+    In the order of a net it is the last one. Safetensors files are in the order of the alphabet,
+    where only names tell.
+    """
+    found = [
+        (name.removesuffix(".weight"), len(w))
+        for name, w in weights.items()
+        if w.ndim == 2 or (w.ndim == 4 and w.shape[2:] == (1, 1))
+    ]
+    found.reverse()
+    if list(weights) == sorted(weights):
+        found.sort(key=lambda one: not any(part in one[0].lower() for part in _HEAD_NAMES))
     return found
 
 
-def _first_channels(weights: Mapping[str, Tensor]) -> int | None:
-    "Input channels of the first convolution."
-    return next((w.shape[1] for w in weights.values() if w.ndim == 4), None)
+def _find_head(weights: Mapping[str, Tensor]) -> tuple[str | None, int | None, list[str]]:
+    "Name and rows of the head, and the nets that the weights fit."
+    tried = {}
+    for name, rows in _heads(weights):
+        tried.setdefault(rows, name)
+    for rows, name in list(tried.items())[:6]:
+        nets = matching_nets(weights, rows)
+        if nets:
+            return name, rows, nets
+    first = next(iter(tried.items()), (None, None))
+    return first[1], first[0], []
+
+
+def _image_channels(weights: Mapping[str, Tensor]) -> int | None:
+    "Channels of the images: 3 where a convolution takes three, else 1 where one takes one."
+    inputs = {w.shape[1] for w in weights.values() if w.ndim == 4 and w.shape[2:] != (1, 1)}
+    return next((n for n in (3, 1) if n in inputs), None)
 
 # %% ../../nbs/04_teachers/08_inspect.ipynb #fcfa53ea
 _STATISTICS = {
@@ -191,7 +216,7 @@ _STATISTICS = {
 
 _PENS = (0.02, 0.03, 0.04, 0.053, 0.07)  # widths that drawings usually have, share of the side
 _PEN_SIDE = 64  # px, at least, of drawings in which widths can be told
-_ENOUGH = 400  # images that other inputs are compared on
+_ENOUGH = 200  # images that other inputs are compared on
 
 
 def _other_inputs(card: dict, pens: bool) -> dict[str, dict]:  # {what is other: card of an input}
@@ -285,12 +310,16 @@ def _toy_signs(teacher: Teacher) -> list[str]:
     if teacher.modality is Modality.PHOTO:
         del others["with the other polarity"]
     distances = {what: _distance(teacher, data, Normalizer(**c)) for what, c in others.items()}
-    what, least = min(distances.items(), key=lambda item: item[1])
-    if own < 0.3 or least > 0.45 * own:
+    kinds: dict[str, str] = {}  # the best of each kind of change, by its first words
+    for what in sorted(distances, key=distances.get):
+        kinds.setdefault("lines" if "lines" in what else what[:8], what)
+    better = [what for what in kinds.values() if distances[what] < 0.5 * own]
+    if own < 0.3 or not better:
         return []
+    listed = " or ".join(f"{what} (distance {distances[what]:.2f})" for what in better)
     return [
-        f"toy {teacher.modality}s fit its first batch norm better {what} (distance {least:.2f}) "
-        f"than as the card has it ({own:.2f}): measure it on images of its classes (--test FOLDER)"
+        f"toy {teacher.modality}s fit its first batch norm better {listed} than as the card has "
+        f"it ({own:.2f}): measure it on images of its classes (--test FOLDER)"
     ]
 
 
@@ -346,9 +375,9 @@ def inspect_checkpoint(
     kind = kind_of_file(path)
     content = _read(path, kind)
     weights = content.weights
-    content.channels = content.channels or _first_channels(weights)
-    head, outputs = _last_matrix(weights) or (None, None)
-    nets = matching_nets(weights, outputs) if outputs and kind != "onnx" else []
+    content.channels = content.channels or _image_channels(weights)
+    head, outputs, nets = _find_head(weights)
+    nets = [] if kind == "onnx" else nets
     known = _known_card(path, card, nets, content)
     missing = _missing(known, kind)
     batch_norms = sum(name.endswith("running_mean") for name in weights)

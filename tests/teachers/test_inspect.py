@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from teachers.helpers import CLASSES, brightness_set, make_teacher, noise, tiny_net
 
 from dfsbir.core.checkpoint import UnsafeCheckpoint
@@ -29,6 +30,18 @@ def test_nets_are_recognised_by_their_weights(net):
     with torch.device("meta"):
         weights = build_net(source, name, 5).state_dict()
     assert net in matching_nets({f"module.model.{k}": v for k, v in weights.items()}, 5)
+
+
+@pytest.mark.parametrize(
+    "net", ["torchvision/resnet18", "torchvision/mobilenet_v2", "timm/resnet10t"]
+)
+def test_files_in_the_order_of_the_alphabet(tmp_path, net):
+    source, _, name = net.partition("/")
+    weights = build_net(source, name, 5).state_dict()
+    save_file({k: v.contiguous() for k, v in weights.items()}, tmp_path / "w.safetensors")
+    found = inspect_checkpoint(tmp_path / "w.safetensors")
+    assert (found.outputs, found.channels) == (5, 3) and net in found.nets
+    assert found.head in ("fc", "classifier.1")
 
 
 def test_weights_of_no_known_net():

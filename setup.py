@@ -17,7 +17,7 @@ def lines(key):
     return [line.strip() for line in settings[key].splitlines() if line.strip()]
 
 
-OPTIONAL = ("run", "onnx", "imagenet", "search", "ray", "finegrained", "explore", "docs")
+OPTIONAL = ("run", "onnx", "privacy", "imagenet", "search", "ray", "finegrained", "explore", "docs")
 extras = {name: lines(f"{name}_requirements") for name in OPTIONAL}
 extras["dev"] = lines("dev_requirements") + sum(extras.values(), [])  # the tests need them all
 

@@ -21,7 +21,7 @@ MODULES = sorted(
 FILES = {f"dfsbir/{name.replace('.', '/')}.py" for name in MODULES}
 ABSENT = ["fastcore", "nbdev", "execnb", "IPython", "ipykernel", "papermill", "nbconvert"]
 ABSENT += ["psutil", "pytest", "sklearn", "torchmetrics", "onnx", "onnxruntime", "onnx2torch"]
-ABSENT += ["efficientnet_lite_pytorch", "faiss", "pyarrow", "ray", "skimage"]
+ABSENT += ["efficientnet_lite_pytorch", "faiss", "opacus", "pyarrow", "ray", "skimage"]
 ABSENT += ["ipywidgets", "anywidget", "voila", "jupyterlab", "playwright"]
 IMPORTS = f"""
 import importlib

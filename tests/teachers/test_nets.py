@@ -21,10 +21,12 @@ def test_unknown_nets_are_named():
         build_net("dfsbir", "huge", 3)
 
 
-@pytest.mark.parametrize("name", ["small", "medium", "plain", "grey", "tiny"])
+@pytest.mark.parametrize(
+    "name", ["small", "medium", "plain", "grey", "tiny", "small-gn", "grey-gn", "tiny-gn"]
+)
 def test_our_nets_give_logits(name):
     net = build_net("dfsbir", name, 4).eval()
-    channels = 1 if name == "grey" else 3
+    channels = 1 if name.startswith("grey") else 3
     assert net(noise(2, channels, 28)).shape == (2, 4)
 
 

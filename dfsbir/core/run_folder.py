@@ -10,6 +10,7 @@ import json
 import platform
 import subprocess
 import weakref
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
@@ -158,6 +159,17 @@ class RunFolder:
         if self.writable and hasattr(self, "_release"):
             self._release()
         self.writable = False
+
+    @contextmanager
+    def lent(self):
+        "Inside this block other processes may write to the folder; afterwards it is ours again."
+        self._require_writable()
+        self._release()
+        try:
+            yield
+        finally:
+            self._release = weakref.finalize(self, _lock(self.path).release)
+            self.config = json.loads(self._file.read_text())
 
     def __enter__(self):
         return self

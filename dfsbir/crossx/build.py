@@ -55,7 +55,7 @@ def config_for_teachers(
         "start from random weights: preset cold with students.net = dfsbir/medium",
         stacklevel=3,
     )
-    kept = {name: getattr(config, name) for name in ("seed", "device", "precision")}
+    kept = {name: getattr(config, name) for name in ("seed", "device", "precision", "processes")}
     sizes = {f"pairs.{m}.size": size for m, size in config.sizes.items()}
     students = {
         "students.net": "dfsbir/medium",
@@ -188,7 +188,7 @@ def build_crossx(
     blends) are those of the run that it is compared with, and only the pairs differ.
     """
     seed_everything(config.seed)
-    fabric = fabric or make_fabric(config.device, config.precision)
+    fabric = fabric or make_fabric(config.device, config.precision, config.processes)
     teachers = {m: t.to(fabric.device) for m, t in zip(MODALITIES, (photo_teacher, sketch_teacher))}
     class_map = align_classes(photo_teacher.classes, sketch_teacher.classes, aliases)
     if pairs is None:

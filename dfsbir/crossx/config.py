@@ -459,6 +459,9 @@ class CrossXConfig(Config):
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = Field(
         "32-true", description="of the nets' forward passes"
     )
+    processes: int = Field(
+        1, ge=1, description="that train together, each on pairs of its own; each a GPU of its own"
+    )
     pairs: EstimatesConfig | PyramidPairsConfig | ObjectsConfig | GivenConfig = Field(
         EstimatesConfig(), discriminator="kind", description="what the students learn from"
     )

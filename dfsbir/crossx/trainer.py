@@ -195,8 +195,10 @@ class CrossX:
     ) -> dict[Modality, Encoder]:
         """Runs the plan to its end; in the folder of a run that was stopped, goes on with it.
 
-        Raises KeyboardInterrupt after Ctrl-C, once the action in progress is done and saved.
+        Raises KeyboardInterrupt after Ctrl-C, once the action in progress is done and saved, and
+        ValueError where the config wants more processes than there are.
         """
+        self._check_processes()
         plan = self.config.plan()
         if run is not None:
             self._open(run)
@@ -214,6 +216,14 @@ class CrossX:
             save_encoders(run.encoders, encoders, run=run.path.name)
             self._save_drawings(run)
         return encoders
+
+    def _check_processes(self):
+        if self.fabric.world_size < self.config.processes:
+            raise ValueError(
+                f"this config wants {self.config.processes} processes, and there is "
+                f"{self.fabric.world_size}: start them with fit_in_processes, or a script with "
+                "torchrun, or set processes to 1"
+            )
 
     def _law(self):
         "Inside this block no image may be opened, but those that the config or the pairs name."
@@ -309,13 +319,17 @@ class CrossX:
         run.pin("crossx", {**self.config.flat(), "classes": list(self.class_map.classes)})
         both = 2 * self.checkpoint_bytes()  # the old one stays until the new one is complete
         require_writable(run.path, both * self.fabric.world_size + 50_000_000)
-        if run.has_checkpoint(self._checkpoint):
-            state = run.load_checkpoint(self._checkpoint)
-            self.load_state_dict(state, self._pairs_folder(run))
+        self.go_on_from(run)
         self._check_positions(run)
         if self.fabric.is_global_zero:
             run.rewind(self.position)
         self.fabric.barrier()
+
+    def go_on_from(self, run: RunFolder):
+        "Takes over the last checkpoint of this process in a run folder, if there is one."
+        if run.has_checkpoint(self._checkpoint):
+            state = run.load_checkpoint(self._checkpoint)
+            self.load_state_dict(state, self._pairs_folder(run))
 
     @property
     def _checkpoint(self) -> str:

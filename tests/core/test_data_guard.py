@@ -155,9 +155,8 @@ def test_threads_of_threads_are_guarded(image):
         with ThreadPoolExecutor(1) as inner:
             inner.submit(read, image).result(10)
 
-    with data_free(), ThreadPoolExecutor(1) as outer:
-        with pytest.raises(DataFreeViolation):
-            outer.submit(read_in_another_thread).result(10)
+    with data_free(), ThreadPoolExecutor(1) as outer, pytest.raises(DataFreeViolation):
+        outer.submit(read_in_another_thread).result(10)
 
 
 def test_a_guarded_thread_guards_those_that_it_begins(image):

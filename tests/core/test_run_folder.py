@@ -130,6 +130,19 @@ def test_two_writers_are_refused_and_readers_are_not(tmp_path):
     RunFolder(folder, CONFIG).log(1, loss=1)
 
 
+def test_a_lent_folder_is_written_by_others_and_comes_back(tmp_path):
+    run = RunFolder(tmp_path / "run", CONFIG)
+    run.log(1, loss=2)
+    with run.lent():
+        process = second_process(tmp_path / "run")
+        assert process.stdout.readline() == "open\n"
+        stop(process)
+        RunFolder(tmp_path / "run", CONFIG).pin("teachers", {"photo": "a"})
+    assert run.config["teachers"] == {"photo": "a"}, "what others noted is known"
+    refused = second_process(tmp_path / "run")
+    assert "RunFolderInUse" in refused.communicate(timeout=60)[1]
+
+
 def test_a_killed_writer_leaves_no_lock(tmp_path):
     other = second_process(tmp_path / "run")
     other.stdout.readline()

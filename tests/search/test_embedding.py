@@ -7,6 +7,7 @@ import pytest
 import torch
 from search.helpers import COUNT, index, make_encoders, save
 
+from dfsbir.search.embedding import ray_workers
 from dfsbir.search.gallery import Gallery
 
 
@@ -29,6 +30,24 @@ def test_a_missing_extra_is_named(photos, encoders, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ImportError, match=r"dfsbir\[ray\]"):
         index(tmp_path / "other", photos, encoders["photo"], ray="local")
+
+
+@pytest.mark.parametrize(
+    "resources, blocks, expected",
+    [
+        ({"CPU": 8.0}, 100, (8, 0)),
+        ({"CPU": 8.0}, 3, (3, 0)),
+        ({"CPU": 16.0, "GPU": 1.0}, 100, (4, 0.25)),
+        ({"CPU": 16.0, "GPU": 2.0}, 100, (8, 0.25)),
+        ({"CPU": 2.0, "GPU": 2.0}, 100, (2, 1)),
+        ({"CPU": 1.0, "GPU": 2.0}, 100, (2, 1)),
+        ({"CPU": 16.0, "GPU": 4.0}, 1, (1, 0.25)),
+        ({}, 5, (1, 0)),
+    ],
+)
+def test_workers_share_the_gpus_of_a_cluster(resources, blocks, expected):
+    "On GPUs where they are, four workers at most on each, as they decode as well."
+    assert ray_workers(resources, blocks) == expected
 
 
 def test_embedding_on_ray(gallery, photos, toy, encoders, tmp_path, monkeypatch):

@@ -313,7 +313,8 @@ def _toy_signs(teacher: Teacher) -> list[str]:
     kinds: dict[str, str] = {}  # the best of each kind of change, by its first words
     for what in sorted(distances, key=distances.get):
         kinds.setdefault("lines" if "lines" in what else what[:8], what)
-    better = [what for what in kinds.values() if distances[what] < 0.5 * own]
+    limits = {what: 0.35 * own - 0.05 if "lines" in what else 0.5 * own for what in kinds.values()}
+    better = [what for what, limit in limits.items() if distances[what] < limit]
     if own < 0.3 or not better:
         return []
     listed = " or ".join(f"{what} (distance {distances[what]:.2f})" for what in better)

@@ -106,14 +106,14 @@ def test_the_published_size_of_a_net_is_told(tmp_path, capsys):
     assert "mean 0.485" in capsys.readouterr().out
 
 
-def test_a_wrong_polarity_is_seen_with_and_without_images(sketch_teacher, names, tmp_path, capsys):
-    path = save_as("pth", sketch_teacher, tmp_path)
-    given = ("--classes", names, "--modality", "sketch", "--size", SIZE)
-    wrong = ("--known", '{"input": {"dark_on_light": false}}')
+def test_a_wrong_polarity_is_seen_with_and_without_images(tmp_path, capsys):
+    teacher = train_teacher(toy_pairs(300, SIZE)[1], net="small", epochs=4, progress=False)
+    path = save_as("dfsbir.safetensors", teacher, tmp_path)
+    wrong = ("--known", json.dumps({"input": {**teacher.card["input"], "dark_on_light": False}}))
     for test in ((), ("--test", "toy")):
-        call("inspect", path, *given, *test)
+        call("inspect", path, *test)
         assert "other polarity" not in capsys.readouterr().out
-        call("inspect", path, *given, *wrong, *test)
+        call("inspect", path, *wrong, *test)
         assert "other polarity" in capsys.readouterr().out
 
 

@@ -198,8 +198,10 @@ class GivenConfig(Config):
 class PyramidWeights(LossWeights):
     "What pictures of a pyramid minimise, beside the image priors of each modality."
 
-    class_: float = Field(1.0, ge=0, description="cross-entropy to the class that is asked for")
-    align: float = Field(0.5, ge=0, description="L_align: photo and sketch of a pair share a class")
+    class_: float = Field(0.1, ge=0, description="cross-entropy to the class that is asked for")
+    align: float = Field(
+        0.05, ge=0, description="L_align: photo and sketch of a pair share a class"
+    )
     modality: float = Field(0.0, ge=0, description="L_modal; needs guidance")
     adversarial: float = Field(
         0.0, ge=0, description="L_adv where teacher and student agree, from the second round on"

@@ -71,7 +71,13 @@ class Encoder(nn.Module):
         x: Tensor,  # (N,1|3,H,W) in [0,1]
     ) -> tuple[Tensor, Tensor]:  # embeddings (N,D), log posteriors (N,K)
         "Embeddings and log posteriors of one view, from one pass through the net."
-        out = self.net(self.normalizer(x))
+        return self.head_log_probs(self.net(self.normalizer(x)))
+
+    def head_log_probs(
+        self,
+        out: Tensor,  # (N,C) what the net gives
+    ) -> tuple[Tensor, Tensor]:  # embeddings (N,D), log posteriors (N,K)
+        "What the head makes of the net's output, in float32."
         with _full_precision(out):
             return self.head(out.float()), self.head.log_posteriors(out.float())
 

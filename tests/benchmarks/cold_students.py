@@ -92,7 +92,7 @@ class World:
             f.write(json.dumps(line) + "\n")
         rows = [
             {
-                "dataset": f"{self.data}{self.args.size}",
+                "dataset": f"{self.data}{self.args.size}{'-val' * self.args.validation}",
                 "method": method,
                 "variant": variant,
                 "seed": self.seed,
@@ -110,22 +110,35 @@ class World:
 
 
 def read_images(world: World):
-    "Training and test images of both modalities."
-    size = world.args.size
+    "Training images of both modalities, and those that are measured on."
+    size, root = world.args.size, Path(world.args.pacs)
     if world.data == "toy":
         world.train = dict(zip(MODALITIES, toy_pairs(world.args.toy_images, size, seed=world.seed)))
+    else:
+        world.train = {m: read_folder(root / "train" / m.value, m, size) for m in MODALITIES}
+    if world.args.validation:
+        hold_out(world)
+    elif world.data == "toy":
         world.test = dict(zip(MODALITIES, toy_pairs(300, size, split="test")))
-        return
-    root = Path(world.args.pacs)
-    for split, found in (("train", world.train), ("test", world.test)):
-        for m in MODALITIES:
-            found[m] = read_folder(root / split / m.value, m, size)
+    else:
+        world.test = {m: read_folder(root / "test" / m.value, m, size) for m in MODALITIES}
+
+
+def hold_out(world: World):
+    "Measures on a quarter of the training images, from which nothing then learns."
+    random = torch.Generator().manual_seed(7)
+    for m in MODALITIES:
+        images = world.train[m]
+        order = torch.randperm(len(images), generator=random)
+        held = len(images) // 4
+        world.test[m] = images.take(order[:held])
+        world.train[m] = images.take(order[held:])
 
 
 def make_teachers(world: World):
     "Trains the two teachers, or waits for the process that does."
     folder = world.home / "teachers"
-    if world.part in ("main", "all", "class-weight"):
+    if world.part in ("main", "all", "choice"):
         epochs = {"toy": {PHOTO: 30, SKETCH: 30}, "pacs": {PHOTO: 90, SKETCH: 45}}[world.data]
         for m in MODALITIES:
             teacher = train_teacher(
@@ -369,8 +382,10 @@ STUDENT_ARMS = {
     "not the same view": {"students.same_view": False},
     "no weight average": {"students.ema_decay": 0.0},
     "proxies too": {"students.proxy_anchor": 0.1},
+    "no features": {"students.feature": 0.0},
 }
 PICTURE_ARMS = {
+    "class weight 1": {"pairs.loss.class_": 1.0, "pairs.loss.align": 0.5},
     "no batch-norm prior": {"pairs.photo.bn": [0.0, 0.0], "pairs.sketch.bn": [0.0, 0.0]},
     "one kind of pictures": {
         f"pairs.{m}.{k}": v
@@ -422,24 +437,22 @@ def adversary_arm(world: World, pairs, half, wanted, arm):
     arm("adversarial, 1/4 of the pictures", {}, sampler(world, both), len(both))
 
 
-def class_weight_arms(world: World):
-    "Pictures under a weaker and weaker pull towards their class, at equal numbers; and mixtures."
+def choice_arms(world: World):
+    "How strongly pictures are pulled to their class, and whether students see features."
     measure_teachers(world)
-    base, sets = config_of(world), {}
-    for weight in (1.0, 0.1, 0.01, 0.0):
-        changes = {"pairs.loss.class_": weight, "pairs.loss.align": 0.5 * (weight > 0)}
-        begun = time.time()
-        sets[weight] = make_pictures(world, f"class-{weight:g}", config_of(world, **changes))
-        made, pairs = time.time() - begun, sets[weight]
-        variant = f"cold, class weight {weight:g}"
-        teach(world, "crossx-dfsbir", variant, base, sampler(world, pairs), len(pairs), made)
-    for weights in ((1.0, 0.0), tuple(sets)):
-        part = len(sets[1.0]) // len(weights)
-        pairs = PairBatch.cat([sets[w][:part] for w in weights])
-        variant = "cold, class weights " + " ".join(f"{w:g}" for w in weights)
-        teach(world, "crossx-dfsbir", variant, base, sampler(world, pairs), len(pairs))
+    features = {"": 1.0, ", no features": 0.0}
+    configs = {k: config_of(world, **{"students.feature": v}) for k, v in features.items()}
     real = real_pairs(world, world.train, 4096)
-    teach(world, "data-dependent", "cold", base, sampler(world, real), len(real))
+    for name, config in configs.items():
+        teach(world, "data-dependent", f"cold{name}", config, sampler(world, real), len(real))
+    for weight in (0.1, 1.0, 0.0):
+        changes = {"pairs.loss.class_": weight, "pairs.loss.align": 0.5 * weight}
+        begun = time.time()
+        pairs = make_pictures(world, f"class-{weight:g}", config_of(world, **changes))
+        made, n = time.time() - begun, len(pairs)
+        for name, config in configs.items():
+            variant = f"cold, class weight {weight:g}{name}"
+            teach(world, "crossx-dfsbir", variant, config, sampler(world, pairs), n, made)
 
 
 PARTS = {
@@ -447,7 +460,7 @@ PARTS = {
     "uni-modal": (uni_modal_arm, gaussian_arm),
     "others": (alternative_arm, meta_data_arm),
     "ablation": (ablation_arms,),
-    "class-weight": (class_weight_arms,),
+    "choice": (choice_arms,),
     "all": (main_arms, uni_modal_arm, gaussian_arm, alternative_arm, meta_data_arm),
 }
 
@@ -508,6 +521,7 @@ def parse():
     )
     add("--ablation-seeds", type=int, nargs="*", default=[])
     add("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    add("--validation", action="store_true", help="measure on training images that are held out")
     add("--size", type=int, default=64, help="side of all images, px")
     add("--teacher-net", default="medium", help="net of teachers and students")
     add("--toy-images", type=int, default=1000)

@@ -16,6 +16,7 @@ from dfsbir.students.cold import (
     cold_encoder,
     cosine_schedule,
     distillation_loss,
+    feature_loss,
     share_net,
 )
 from dfsbir.students.encoder import load_encoders, save_encoders
@@ -76,6 +77,40 @@ def test_at_high_temperature_it_compares_centred_logits():
     assert distillation_loss(s, t, 50.0).item() == pytest.approx(limit.item(), rel=0.05)
 
 
+def test_feature_loss_by_a_loop_whatever_the_teachers_scale():
+    torch.manual_seed(0)
+    teacher, student = torch.randn(8, 5) * 3 + 2, torch.randn(8, 5) + 7
+    columns = [(teacher[:, k].tolist(), student[:, k].tolist()) for k in range(5)]
+    centred = [([v - sum(t) / 8 for v in t], [v - sum(s) / 8 for v in s]) for t, s in columns]
+    scale = (sum(v**2 for t, _ in centred for v in t) / 40) ** 0.5
+    total = sum((b - a / scale) ** 2 for t, s in centred for a, b in zip(t, s))
+    assert feature_loss(student, teacher).item() == pytest.approx(total / 40, rel=1e-5)
+    assert feature_loss(student, 100 * teacher).item() == pytest.approx(total / 40, rel=1e-5)
+    assert feature_loss(teacher / scale + 5, teacher).item() == pytest.approx(0, abs=1e-10)
+    assert feature_loss(torch.ones(8, 5), teacher).item() == pytest.approx(1, rel=1e-5)
+    assert feature_loss(student, torch.ones(8, 5)).isfinite()
+
+
+@pytest.mark.parametrize("net", ["dfsbir/tiny", "dfsbir/plain", "torchvision/mobilenet_v3_small"])
+@pytest.mark.parametrize("shared", [False, True])
+def test_students_of_any_width_follow_the_teachers_features(teachers, pairs, net, shared):
+    d = distiller(teachers, 30, net=net, shared=shared, lr=0.02, ema_decay=0.0)
+    seen = []
+    for _ in range(30):
+        d.step(pairs)
+        seen.append(d.terms.log()["photo/feature"])
+    assert sum(seen[-5:]) < sum(seen[:5])
+    names = d.encoders()[Modality.PHOTO].state_dict()
+    assert not any("maps" in name for name in names)
+
+
+def test_without_the_feature_term_there_are_no_maps(teachers, pairs):
+    d = distiller(teachers, feature=0.0)
+    d.step(pairs)
+    assert not d.students.maps
+    assert "photo/feature" not in d.terms.log()
+
+
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_blends_leave_the_rest_of_the_batch_alone(share):
     torch.manual_seed(0)
@@ -133,7 +168,7 @@ def test_the_teacher_sees_the_same_view(teachers, pairs):
     for same in (True, False):
         d = distiller(teachers, same_view=same)
         torch.manual_seed(5)
-        views, targets = d._views(pairs)
+        views, targets, _ = d._views(pairs)
         m = Modality.PHOTO
         shown = views[m] if same else pairs.photo
         want = teachers[m](shown, bn=False).logits
@@ -153,7 +188,7 @@ def test_many_classes_of_a_teacher_become_one_output(pairs):
     d = distiller(teachers, class_map=class_map)
     d.step(pairs)
     assert d.averaged.photo.net.fc.out_features == 3
-    _, targets = d._views(pairs)
+    _, targets, _ = d._views(pairs)
     assert targets[Modality.PHOTO].shape == (12, 3)
 
 

@@ -5,12 +5,14 @@
 # %% auto #0
 __all__ = ['METRICS', 'ToyData', 'FolderData', 'TeacherRecipe', 'trained_teacher', 'teacher_classes', 'brought_teacher',
            'check_choice', 'read_names', 'split_changes', 'Setup', 'prepare_experiment', 'open_run', 'check_start',
-           'Record', 'device_name', 'peak_memory_mb', 'group_classes', 'Question', 'whole_question', 'plan_questions',
-           'embed_test', 'alternative_images', 'result_rows', 'append_once']
+           'Record', 'device_name', 'peak_memory_mb', 'is_near_chance', 'chance_warning', 'group_classes',
+           'show_classes', 'Question', 'whole_question', 'plan_questions', 'embed_test', 'alternative_images',
+           'result_rows', 'append_once']
 
 # %% ../../nbs/07_crossx/04_experiment.ipynb #5ed21c0b
 import hashlib
 import json
+import math
 import platform
 import sys
 import time
@@ -36,7 +38,7 @@ from ..data.image_set import ImageSet
 from ..data.toy import toy_pairs
 from ..data.toy_shapes import TOY_CLASSES, TOY_HELD_OUT
 from ..evaluation.report import Report, evaluate_retrieval
-from ..evaluation.results import append_results, read_results
+from ..evaluation.results import Table, append_results, read_results
 from ..evaluation.retrieval import embed
 from ..teachers.class_map import ClassMap, align_classes, plain_name, to_shared
 from ..teachers.loading import load_teacher, save_teacher
@@ -468,11 +470,18 @@ class Record(dict):
         super().__init__(run_id=run_id, seconds={}, done=[])
         if self.file.is_file():
             self.update(json.loads(self.file.read_text()))
+        self["warnings"] = []  # each start looks anew
 
     def save(self):
         "Writes the file."
         with write_atomic(self.file) as tmp:
             tmp.write_text(json.dumps(self, indent=1))
+
+    def warn(self, text: str):
+        "Keeps a warning, for the report and for the command that runs the notebook; prints it."
+        self["warnings"].append(text)
+        self.save()
+        print(f"WARNING: {text}")
 
     @contextmanager
     def stage(self, name: str):
@@ -512,6 +521,44 @@ def peak_memory_mb() -> float | None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (1024**2 if sys.platform == "darwin" else 1024)
 
+# %% ../../nbs/07_crossx/04_experiment.ipynb #a48c0398
+def is_near_chance(
+    accuracy: float,  # in [0,1]
+    images: int,  # that it was measured on
+    classes: int,  # of which one is right
+) -> bool:
+    "Whether a classifier is hardly better than guessing."
+    chance = 1 / classes
+    noise = 3 * math.sqrt(chance * (1 - chance) / images)
+    return accuracy <= chance + max(noise, min(chance, (1 - chance) / 10))
+
+
+def chance_warning(
+    modality: Modality,
+    accuracy: float,  # of its teacher among the shared classes, in [0,1]
+    images: int,  # that it was measured on
+    classes: int,  # shared ones
+    estimates: bool = False,  # whether the images are estimates made for this teacher
+) -> str:  # empty where all is well
+    "What to say of a teacher whose accuracy is near chance, and what to check."
+    if not is_near_chance(accuracy, images, classes):
+        return ""
+    what = f"of its own {images} estimates" if estimates else f"of {images} test {modality} images"
+    found = (
+        f"the {modality} teacher recognises {accuracy:.1%} {what}; "
+        f"chance among {classes} classes is {1 / classes:.1%}"
+    )
+    if estimates:
+        return (
+            f"{found}. The estimates do not show their classes: look at their pictures, and at the "
+            f"teacher's accuracy on test images; more steps (pairs.warmup_steps) may help"
+        )
+    polarity = "dark lines on white, or white on black; " if modality is Modality.SKETCH else ""
+    return (
+        f"{found}. Nothing useful can be learned from it. Check its card: mean and std; "
+        f"{polarity}the range and order of its channels; the order of its classes"
+    )
+
 # %% ../../nbs/07_crossx/04_experiment.ipynb #f6d5e0ac
 def group_classes(
     class_map: ClassMap,
@@ -529,6 +576,22 @@ def group_classes(
             f"{twice} are in two groups of classes; a class is unseen, or a teacher knows it"
         )
     return groups
+
+
+def show_classes(class_map: ClassMap) -> ClassMap | Table:
+    "The shared classes to look at: a line where each is one class of both teachers, else a table."
+    if any(n != 1 for m in MODALITIES for n in class_map.members(m)):
+        return class_map
+    lines = [f"**{len(class_map.classes)} shared classes**: {', '.join(class_map.classes)}", ""]
+    for what, names in (
+        *((f"known to the {m} teacher alone", class_map.dropped[m]) for m in MODALITIES),
+        *((f"ambiguous, {m}", class_map.ambiguous[m]) for m in MODALITIES),
+        ("look alike, not matched", class_map.near),
+    ):
+        if names:
+            more = f" and {len(names) - 12} more" if len(names) > 12 else ""
+            lines.append(f"- {what}: {', '.join(names[:12])}{more}")
+    return Table("\n".join(lines))
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,16 @@
 
 import io
 import json
+import os
 import re
 import sys
 
 import pytest
 from app.helpers import fails
 
+from dfsbir.app.executed import TEXT_BARS
 from dfsbir.app.parameters import notebook_parameters
-from dfsbir.app.run import StageLines, summarise_run
+from dfsbir.app.run import StageLines, run_notebook, summarise_run
 from dfsbir.crossx.experiment import open_run, prepare_experiment
 from dfsbir.evaluation.results import append_results
 
@@ -83,16 +85,63 @@ def test_a_continued_run_says_what_was_done_before(tmp_path):
     assert "continued" in first and "teachers" in first and second == "crossx: 2 s"
 
 
-def test_a_terminal_shows_the_latest_losses(tmp_path):
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
+class Terminal(io.StringIO):
+    "A stream that shows what is on each line once all of it is written."
 
-    (tmp_path / "metrics.jsonl").write_text('{"step": 4}\n{"step": 5, "student/total": 2.5}\n')
+    def isatty(self):
+        return True
+
+    def lines(self):
+        shown = [line.split("\r\x1b[K")[-1] for line in self.getvalue().split("\n")]
+        return [line for line in shown if line]
+
+
+BARS = ["\rphoto teacher:  50%|##  | 1/2, loss=0.8", "\rphoto teacher: 100%|###", "#| 2/2\n"]
+
+
+def test_a_terminal_shows_bars_with_losses_and_keeps_the_finished_ones(tmp_path):
     stream = Terminal()
     with StageLines(tmp_path, stream) as stages:
+        stages.write("a warning of some library\n")
+        stages.write(BARS[0])
+        assert stream.lines() == [BARS[0][1:]]
+        write_record(tmp_path, ["test images"], {"test images": 1.0})
         stages.update()
-    assert "step 5" in stream.getvalue() and "student/total 2.500" in stream.getvalue()
+        assert stream.lines() == ["test images: 1 s", BARS[0][1:]], "the bar stays below"
+        for part in BARS[1:]:
+            stages.write(part)
+        stages.write("\rsketch teacher:   0%|    | 0/2")
+    assert stream.lines() == ["test images: 1 s", "photo teacher: 100%|####| 2/2"]
+
+
+def test_a_log_file_shows_no_bars(tmp_path):
+    stream = io.StringIO()
+    with StageLines(tmp_path, stream) as stages:
+        for part in BARS:
+            stages.write(part)
+    assert stream.getvalue() == ""
+
+
+def test_a_warning_is_a_line_at_once_and_again_in_the_summary(tmp_path):
+    stream = io.StringIO()
+    with StageLines(tmp_path, stream) as stages:
+        record = {"run_id": "r", "done": [], "seconds": {}, "warnings": ["the teacher guesses"]}
+        (tmp_path / "record.json").write_text(json.dumps(record))
+        stages.update()
+        stages.update()
+    assert stream.getvalue().splitlines() == ["WARNING: the teacher guesses"]
+    assert "WARNING: the teacher guesses" in summarise_run(tmp_path / "none.csv", tmp_path)
+
+
+@pytest.mark.parametrize("stream, text_bars", [(Terminal, True), (io.StringIO, False)])
+def test_bars_are_asked_for_where_they_can_be_shown(stream, text_bars, tmp_path, monkeypatch):
+    "And the environment is afterwards what it was."
+    papermill, seen = pytest.importorskip("papermill"), {}
+    monkeypatch.setattr(papermill, "execute_notebook", lambda *a, **k: seen.update(os.environ))
+    monkeypatch.setattr(sys, "stderr", stream())
+    before = dict(os.environ)
+    run_notebook({"run_folder": str(tmp_path / "run"), "device": "cpu"})
+    assert (seen.get(TEXT_BARS) == "1") == text_bars and dict(os.environ) == before
 
 
 def rows_of(run_id, **values):
@@ -111,6 +160,7 @@ def test_the_summary_goes_from_the_floor_to_the_ceiling(tmp_path):
     assert found == ["0.100", "0.400", "0.500"]
     assert any("report.html" in line for line in lines)
     assert any(f"dfsbir index PHOTOS --run {tmp_path}" in line for line in lines)
+    assert any(f"dfsbir explore {tmp_path}" in line for line in lines)
     append_results(tmp_path / "all.csv", rows_of("r", **{"data-dependent": 0.9}))
     assert "0.900" in summarise_run(tmp_path / "all.csv", tmp_path)
 

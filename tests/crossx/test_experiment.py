@@ -17,14 +17,17 @@ from dfsbir.crossx.experiment import (
     ToyData,
     alternative_images,
     append_once,
+    chance_warning,
     check_start,
     embed_test,
     group_classes,
+    is_near_chance,
     open_run,
     plan_questions,
     prepare_experiment,
     read_names,
     result_rows,
+    show_classes,
     split_changes,
     teacher_classes,
     trained_teacher,
@@ -374,7 +377,61 @@ def test_stages_are_remembered(tmp_path, capsys):
     assert "second" in capsys.readouterr().out
 
 
+# ---- teachers near chance
+
+
+@pytest.mark.parametrize("classes", [2, 7, 10, 345, 1000])
+@pytest.mark.parametrize("images", [200, 5000])
+def test_guessing_is_near_chance_and_knowing_is_not(classes, images):
+    "A net that guesses is found by all seeds; twice chance and a fifth of the way are beyond it."
+    torch.manual_seed(0)
+    for _ in range(20):
+        right = torch.randint(classes, (images,)) == torch.randint(classes, (images,))
+        assert is_near_chance(right.float().mean().item(), images, classes)
+    assert not is_near_chance(max(2.5 / classes, 1 / classes + 0.2), images, classes)
+    assert not is_near_chance(1.0, images, classes)
+
+
+@pytest.mark.parametrize(
+    "accuracy, near", [(0.0, True), (0.16, True), (0.37, False), (0.82, False)]
+)
+def test_what_users_met_is_told_apart(accuracy, near):
+    "A net of 82% that fell to 16% of seven classes by a wrong mean and std."
+    assert is_near_chance(accuracy, 5000, 7) == near
+    assert bool(chance_warning(PHOTO, accuracy, 5000, 7)) == near
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_a_warning_says_what_was_found_what_chance_is_and_what_to_check(modality):
+    text = chance_warning(modality, 0.163, 500, 7)
+    for fact in (f"{modality} teacher", "16.3%", "500", "14.3%", "mean and std", "order"):
+        assert fact in text, fact
+    assert ("white on black" in text) == (modality == SKETCH)
+    estimates = chance_warning(modality, 0.163, 80, 7, estimates=True)
+    assert "own 80 estimates" in estimates and "pairs.warmup_steps" in estimates
+
+
+def test_warnings_are_kept_for_the_report_and_looked_for_anew(tmp_path, capsys):
+    record = Record(tmp_path)
+    record.warn("the teacher guesses")
+    assert "WARNING: the teacher guesses" in capsys.readouterr().out
+    kept = json.loads((tmp_path / "record.json").read_text())
+    assert kept["warnings"] == ["the teacher guesses"]
+    assert Record(tmp_path)["warnings"] == []
+
+
 # ---- questions and rows
+
+
+def test_classes_in_common_are_a_line_where_each_is_one_of_both():
+    same = align_classes(["cup", "fish"], ["fish", "cup"])
+    text = show_classes(same)._repr_markdown_()
+    assert "2 shared classes" in text and "|" not in text and "fish, cup" in text
+    some = align_classes(["cup", "fish", "car"], ["fish", "cup", "trees"])
+    text = show_classes(some)._repr_markdown_()
+    assert "car" in text and "trees" in text and "|" not in text
+    many = align_classes(["cup", "mug", "fish"], ["cup", "fish"], {"mug": "cup"})
+    assert show_classes(many) is many
 
 
 def photo_and_sketch_classes():

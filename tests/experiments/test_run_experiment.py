@@ -1,5 +1,7 @@
 """The experiment notebook by papermill, very small: what it writes, how it resumes and fails."""
 
+import base64
+import io
 import json
 import os
 import subprocess
@@ -7,6 +9,7 @@ import sys
 
 import pytest
 from conftest import ROOT
+from PIL import Image
 from safetensors.torch import save_file
 from torchvision.utils import save_image
 
@@ -159,8 +162,53 @@ def test_the_config_has_every_parameter(first):
 
 
 def test_the_report(first):
+    "The answer, its chart and its table before anything else; nothing from elsewhere."
     page = (first[0] / "runs" / "tiny" / "report.html").read_text()
-    assert "teacher-posteriors" in page and "data:image" in page
+    page = page[page.index("<main>") :]
+    opening = page[: page.index("<details>")]
+    assert "sketches search" in opening and "crossx-" in opening
+    assert opening.count("<img") == 1 and opening.count("<table") == 1
+    assert "teacher-posteriors" in opening and "data:image" in opening
+    assert "skip_exec" not in page and "<script src" not in page
+    assert "10 shared classes" in page and "photo members" not in page
+
+
+def test_figures_have_150_dots_an_inch(first):
+    pictures = [
+        out for out in outputs(first[0] / "out.ipynb") if "image/png" in out.get("data", {})
+    ]
+    for out in pictures:
+        with Image.open(io.BytesIO(base64.b64decode(out["data"]["image/png"]))) as image:
+            shown = out["metadata"]["image/png"]["width"]
+            assert image.info["dpi"][0] == pytest.approx(150, abs=1)
+            assert image.width >= 2 * shown
+
+
+def test_nets_apart_judge_the_estimates(first):
+    "The shares of both presets and modalities, in the record and beside the pictures."
+    cwd, _ = first
+    run = cwd / "runs" / "tiny"
+    verified = json.loads((run / "record.json").read_text())["verified"]
+    assert {(p, m) for p in verified for m in verified[p]} == {
+        (p, m) for p in ("dfsbir", "paper") for m in MODALITIES
+    }
+    said = "\n".join(texts(cwd / "out.ipynb"))
+    for found in verified.values():
+        for m, values in found.items():
+            assert 0 <= values["recognised"] <= 1 and values["floor"] == pytest.approx(0.1)
+            assert f"{values['recognised']:.0%} of {values['estimates']} {m} estimates" in said
+    assert {p.stem for p in (run / "verifiers").glob("*.safetensors")} == set(MODALITIES)
+
+
+def test_a_teacher_near_chance_is_warned_of(first):
+    "These teachers were hardly trained: the notebook, the record and the report say so."
+    cwd, _ = first
+    run = cwd / "runs" / "tiny"
+    warnings = json.loads((run / "record.json").read_text())["warnings"]
+    assert any("teacher" in text and "mean and std" in text for text in warnings)
+    page = (run / "report.html").read_text()
+    page = page[page.index("<main>") :]
+    assert all(text[:40] in page[: page.index("<details>")] for text in warnings)
 
 
 def test_the_results(first):
@@ -225,6 +273,7 @@ def test_the_preset_for_unseen_classes(tmp_path, env):
     assert ("crossx-dfsbir", "open") in {(r["method"], r["variant"]) for r in rows}
     assert "data-dependent" not in {r["method"] for r in rows}
     assert load_encoders(run / "encoders")["photo"].card["head"]["kind"] == "joint"
+    assert "verified" not in json.loads((run / "record.json").read_text()), "objects have no class"
 
 
 def test_own_checkpoints(first, tmp_path, env):

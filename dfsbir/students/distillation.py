@@ -199,8 +199,12 @@ class Distiller:
     def step(
         self,
         batch: PairBatch,  # with targets, where the term consistency is on
-    ) -> dict[str, float]:  # each term, and the total
-        "One step of both students; raises `NonFiniteTerm` where a term is NaN or infinite."
+    ):
+        """One step of both students; `terms.log()` gives its terms. Nothing waits for a device.
+
+        Raises `NonFiniteTerm` where a term is NaN or infinite: at once on the CPU, on a device
+        when the terms are read.
+        """
         batch = batch.to(self.fabric.device)
         if self.terms.weights["consistency"] and batch.photo_target is None:
             raise ValueError(
@@ -215,7 +219,6 @@ class Distiller:
         self.schedule.step()
         self.steps_done += 1
         self._update_average()
-        return self.terms.log()
 
     @torch.no_grad()
     def _update_average(self):

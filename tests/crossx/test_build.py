@@ -156,6 +156,27 @@ def test_any_number_of_classes_works_with_a_small_batch(tmp_path, classes):
     assert any("estimator/diversity" in line for line in run.metrics())
 
 
+def test_a_thousand_classes_train_at_batch_64():
+    "A batch is 32 classes twice; over the batches every class occurs; both steps change weights."
+    names = [f"class {i}" for i in range(1000)]
+    pair = [make_teacher(m, names, seed=k) for k, m in enumerate(MODALITIES)]
+    sizes = ("pairs.batch", "students.batch", "schedule.new_pairs", "buffer.capacity")
+    config = DFSBIR.changed(dict.fromkeys(sizes, 64))
+    crossx = build_crossx(*pair, config)
+    drawn = torch.cat([crossx.pairs.sample_inputs(64, twice=True)[1] for _ in range(200)])
+    assert all((batch.bincount()[batch.unique()] == 2).all() for batch in drawn.split(64))
+    assert len(drawn.unique()) > 900
+    nets = [*crossx.pairs.generators.values(), crossx.distiller.students]
+    before = [[p.detach().clone() for p in net.parameters()] for net in nets]
+    for action in ("synthesize", "fill", "distill"):
+        crossx.run_step(action)
+    for net, old in zip(nets, before):
+        assert any(not torch.equal(p, q) for p, q in zip(net.parameters(), old))
+    kept = crossx.buffer.all()
+    assert kept.photo_target.shape == (64, 1000)
+    torch.testing.assert_close(kept.photo_target.sum(1), torch.ones(64))
+
+
 @pytest.mark.parametrize("head", ["posterior", "feature", "joint"])
 @pytest.mark.parametrize("start", ["warm", "cold"])
 def test_teachers_of_different_nets_sizes_and_inputs(tmp_path, head, start):

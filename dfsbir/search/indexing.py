@@ -260,7 +260,8 @@ def index_photos(
             )
         items = sorted(items + kept, key=lambda pair: pair[0].path.split("/")) if kept else items
         items, used = zip(*items)
-        store.write_gallery(items, used, broken=broken, roots=source.roots(folder))
+        privacy = encoder.card.get("privacy")
+        store.write_gallery(items, used, broken=broken, roots=source.roots(folder), privacy=privacy)
     gallery = Gallery(folder)
     gallery.listing = source.listing
     gallery.changes = {

@@ -3,6 +3,7 @@
 from app.helpers import SIDE, call, fails
 
 from dfsbir.core.checkpoint import read_card
+from dfsbir.core.privacy import guarantee_of
 from dfsbir.data.toy_shapes import TOY_CLASSES
 from dfsbir.teachers.loading import load_teacher
 
@@ -33,3 +34,21 @@ def test_teacher_mistakes(tmp_path, capsys):
     assert "t.safetensors" in fails(capsys, "teacher", "photo", "toy", tmp_path / "t.pth")
     few = ("--images", 40, *TINY)
     assert "keras" in fails(capsys, "teacher", "photo", "toy", out, *few, "--net", "keras/x")
+
+
+def test_private_teacher(tmp_path, capsys):
+    out = tmp_path / "t.safetensors"
+    brief = ("--images", 60, "--epochs", 1, "--batch", 20, "--multiplicity", 1)
+    private = ("--epsilon", 6, "--delta", 1e-4, "--size", SIDE, "--net", "tiny-gn")
+    assert call("teacher", "sketch", "toy", out, *brief, *private, "--device", "cpu") == 0
+    text, teacher = capsys.readouterr().out, load_teacher(out)
+    guarantee, _ = guarantee_of(teacher.card, teacher.digest())
+    assert guarantee.epsilon <= 6 and guarantee.delta == 1e-4
+    assert str(guarantee) in text and "public: nothing" in text
+    assert teacher.card["privacy"]["steps"] == 3
+
+
+def test_private_teacher_mistakes(tmp_path, capsys):
+    few = ("teacher", "photo", "toy", tmp_path / "t.safetensors", "--images", 40, "--epsilon", 8)
+    assert "BatchNorm2d" in fails(capsys, *few, "--batch", 20, *TINY)
+    assert "1/40" in fails(capsys, *few, "--delta", 0.1, "--size", SIDE)

@@ -216,6 +216,7 @@ _STATISTICS = {
 
 _PENS = (0.02, 0.03, 0.04, 0.053, 0.07)  # widths that drawings usually have, share of the side
 _PEN_SIDE = 64  # px, at least, of drawings in which widths can be told
+_PLURAL = {Modality.PHOTO: "photos", Modality.SKETCH: "sketches"}
 _ENOUGH = 200  # images that other inputs are compared on
 
 
@@ -313,13 +314,15 @@ def _toy_signs(teacher: Teacher) -> list[str]:
     kinds: dict[str, str] = {}  # the best of each kind of change, by its first words
     for what in sorted(distances, key=distances.get):
         kinds.setdefault("lines" if "lines" in what else what[:8], what)
-    limits = {what: 0.35 * own - 0.05 if "lines" in what else 0.5 * own for what in kinds.values()}
+    limits = {
+        what: 0.35 * own - 0.05 if kind == "lines" else 0.5 * own for kind, what in kinds.items()
+    }
     better = [what for what, limit in limits.items() if distances[what] < limit]
     if own < 0.3 or not better:
         return []
     listed = " or ".join(f"{what} (distance {distances[what]:.2f})" for what in better)
     return [
-        f"toy {teacher.modality}s fit its first batch norm better {listed} than as the card has "
+        f"toy {_PLURAL[teacher.modality]} fit its first batch norm better {listed} than as the card has "
         f"it ({own:.2f}): measure it on images of its classes (--test FOLDER)"
     ]
 

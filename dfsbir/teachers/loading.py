@@ -194,8 +194,15 @@ def load_teacher(
 ) -> Teacher:
     "A frozen teacher from a file; its card keeps the file's path and checksum."
     path = Path(path)
-    own = read_card(path) if path.suffix == ".safetensors" else {}
-    known = complete_card({**own, **(card or {})})
+    own = read_card(path) if path.suffix == ".safetensors" and path.is_file() else {}
+    kind_of_file(path)  # raises where there is none
+    try:
+        known = complete_card({**own, **(card or {})})
+    except ValueError as e:
+        raise ValueError(
+            f"{path} does not say what it is: {e}\ndfsbir inspect {path} names what is missing, "
+            "and with --save FILE.safetensors writes a file that needs no card"
+        ) from e
     about = {"file": str(path.resolve()), "sha256": file_digest(path)}
     loaded = load_net(path, known, net)
     return Teacher(

@@ -1,11 +1,14 @@
 "dfsbir inspect: every kind of file, cards and tables that a run accepts, mistakes."
 
 import json
+import os
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
 from app.helpers import call, fails
+from conftest import ROOT
 from safetensors.torch import save_file
 
 from dfsbir.core.checkpoint import read_card
@@ -15,6 +18,7 @@ from dfsbir.teachers.class_map import match_classes
 from dfsbir.teachers.loading import load_teacher, save_teacher
 from dfsbir.teachers.training import train_teacher
 
+PUBLIC = Path(os.environ.get("DFSBIR_DATA", ROOT.parent / "shared" / "data")) / "public181"
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 SIZE = 32
 
@@ -147,6 +151,27 @@ def test_classes_that_are_not_known_cannot_be_compared(sketch_teacher, tmp_path,
     assert call("inspect", weights, own) == 1
     assert "--classes" in capsys.readouterr().out
     assert "photo classifier first" in fails(capsys, "inspect", own, own)
+
+
+def test_a_published_sketch_teacher(tmp_path, capsys):
+    if not PUBLIC.is_dir():
+        pytest.skip(f"real data: no folder {PUBLIC}")
+    for file in sorted((PUBLIC / "drawings").glob("*.ndjson"))[::4]:
+        lines = file.read_text().splitlines()[:2]
+        (tmp_path / file.name).write_text("\n".join(lines))
+    file, known = (
+        PUBLIC / "sketch_teacher.ts",
+        json.loads((PUBLIC / "sketch_teacher.json").read_text()),
+    )
+    given = ("inspect", file, "--modality", "sketch", "--test", tmp_path, "--known")
+    assert call(*given, json.dumps(known)) == 0
+    text = capsys.readouterr().out
+    assert "345" in text and "light on dark" in text and "lines of 0.053" in text
+    known["input"]["pen"] = 0.053
+    assert call(*given, json.dumps(known)) == 0
+    text = capsys.readouterr().out
+    accuracy = float(text.partition("accuracy ")[2].split("%")[0])
+    assert accuracy > 70 and "warning" not in text
 
 
 @pytest.mark.parametrize(

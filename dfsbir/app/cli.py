@@ -176,6 +176,8 @@ examples:
   dfsbir inspect photos.pt --classes names.txt --modality photo --size 224 \\
       --test data/photo --save photos.safetensors
   dfsbir inspect photos.safetensors sketches.safetensors --aliases aliases.json
+  dfsbir inspect zoo
+  dfsbir inspect zoo/resnet18 --save photos.safetensors
 
 The table is then given to a run: -p aliases aliases.json"""
 
@@ -186,7 +188,13 @@ def _add_inspect(commands):
         commands, "inspect", "inspect:inspect_command", help, INSPECT_HELP, INSPECT_EXAMPLES
     )
     add = parser.add_argument
-    add("files", nargs="+", metavar="FILE", help="a classifier; or one of photos, one of sketches")
+    add(
+        "files",
+        nargs="+",
+        metavar="FILE",
+        help="a classifier; or one of photos, one of sketches; "
+        "zoo lists public ones, zoo/NAME fetches one",
+    )
     add(
         "--classes",
         action="append",

@@ -15,7 +15,7 @@ import shutil
 import sys
 import threading
 from argparse import Namespace
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from dfsbir.app.parameters import (
 )
 from .sweep import format_seconds
 from ..core.checkpoint import require_writable
+from ..core.run_folder import RunFolder
 from ..crossx.answer import best_of_each_kind
 from ..crossx.experiment import check_start
 from ..evaluation.results import read_results
@@ -198,6 +199,7 @@ def _execute(notebook: Path, output: Path, values: dict, run: Path, stages: Stag
     import papermill
     from nbclient.exceptions import DeadKernelError
 
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what it logs is raised as well
     try:
         papermill.execute_notebook(
             notebook,
@@ -223,6 +225,17 @@ def _execute(notebook: Path, output: Path, values: dict, run: Path, stages: Stag
         ) from error
 
 
+def _forget_start(run: Path):
+    "Removes what a start wrote into a folder in which no result was made."
+    if not (run / "config.json").is_file() or RunFolder(run).has_results:
+        return
+    for name in ("config.json", "record.json"):
+        (run / name).unlink(missing_ok=True)
+    for folder in RunFolder.RESULTS:
+        with suppress(OSError):  # it is not there, or not a folder
+            (run / folder).rmdir()
+
+
 def run_notebook(
     values: dict,  # parameters by name; the others keep their defaults
     output=None,  # executed notebook to write; None: run_experiment.ipynb in the run folder
@@ -237,12 +250,17 @@ def run_notebook(
     output = Path(output or run / EXPERIMENT)
     for folder in (run, output.parent):
         require_writable(folder, 100_000_000)
+    failure = ""
     try:
         with StageLines(run) as stages, _environment(_bar_settings(stages.on_terminal)):
             _execute(notebook, output, values, run, stages)
+    except BaseException as error:
+        failure = f"{error}" or type(error).__name__
+        _forget_start(run)
+        raise
     finally:
         if output.is_file():
-            write_report(output, run / "report.html")
+            write_report(output, run / "report.html", failure)
     return output
 
 

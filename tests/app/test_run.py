@@ -4,10 +4,12 @@ import io
 import json
 import os
 import re
+import shutil
 import sys
+from pathlib import Path
 
 import pytest
-from app.helpers import fails
+from app.helpers import fails, notebook_of
 
 from dfsbir.app.executed import TEXT_BARS
 from dfsbir.app.parameters import notebook_parameters
@@ -40,6 +42,8 @@ def test_a_failed_start_leaves_an_earlier_run_as_it_is(capsys, tmp_path, monkeyp
         ("teacher_net", "torchvision/resnet19", "resnet19"),
         ("changes", '{"students.rl": 1}', "students.lr"),
         ("changes", '{"students.start.kind": "cold", "students.start.net": "x/y"}', "timm"),
+        ("photo_epochs", 0, "photo_epochs"),
+        ("teacher_lr", -1, "teacher_lr"),
         ("seed", 1, "seed: 0 there, 1 here"),
     ]:
         assert named in fails(capsys, "run", "-p", "run_folder", run, "-p", name, value)
@@ -170,13 +174,77 @@ def test_a_summary_without_results_still_says_what_comes_next(tmp_path):
     assert "report.html" in text and "dfsbir index" in text
 
 
-def test_a_dead_kernel_says_why_and_how_to_go_on(capsys, tmp_path, monkeypatch):
+# ---- runs that end early
+
+
+@pytest.fixture
+def stopped(monkeypatch):
+    "Makes papermill do something in the run folder, save the notebook, and raise an error."
     papermill = pytest.importorskip("papermill")
+
+    def prepare(error, work=lambda run: None):
+        def execute(notebook, output, values, **options):
+            run = Path(values["run_folder"])
+            work(run)
+            shutil.copy(notebook, output)
+            raise error
+
+        monkeypatch.setattr(papermill, "execute_notebook", execute)
+
+    return prepare
+
+
+def test_a_dead_kernel_says_why_and_how_to_go_on(stopped, capsys, tmp_path):
+    "In the message, and in the report; what was done stays."
     from nbclient.exceptions import DeadKernelError
 
-    def die(*args, **options):
-        raise DeadKernelError("Kernel died")
+    run = tmp_path / "run"
+    stopped(DeadKernelError("Kernel died"), lambda run: (run / "metrics.jsonl").write_text("{}\n"))
+    text = fails(capsys, "run", "-p", "run_folder", run, "-p", "device", "cpu")
+    assert "memory" in text and str(run) in text and "same command" in text
+    assert (run / "config.json").is_file() and (run / "metrics.jsonl").is_file()
+    page = (run / "report.html").read_text()
+    assert "did not finish" in page and "memory" in page
 
-    monkeypatch.setattr(papermill, "execute_notebook", die)
-    text = fails(capsys, "run", "-p", "run_folder", tmp_path / "run", "-p", "device", "cpu")
-    assert "memory" in text and str(tmp_path / "run") in text and "same command" in text
+
+def test_a_kernel_that_is_killed_is_noticed(monkeypatch, tmp_path):
+    "By papermill itself, with a notebook whose process ends as one does that the system kills."
+    pytest.importorskip("papermill")
+    notebook = tmp_path / "n.ipynb"
+    notebook.write_text(notebook_of("x = 1", "import os, signal; os.kill(os.getpid(), 9)"))
+    monkeypatch.setattr("dfsbir.app.run.packaged_notebook", lambda name: notebook)
+    monkeypatch.setattr("dfsbir.app.run.check_start", lambda p: None)
+    monkeypatch.setattr("dfsbir.app.run.check_values", lambda *_: {"run_folder": tmp_path / "run"})
+    with pytest.raises(RuntimeError, match="memory"):
+        run_notebook({})
+
+
+def teach_in_vain(run):
+    "What the notebook leaves where the teacher's training stops at once."
+    values = {p.name: p.default for p in notebook_parameters()} | {"run_folder": str(run)}
+    open_run(values, prepare_experiment(values)[1]["dfsbir"]).close()
+    (run / "teachers").mkdir()
+    (run / "record.json").write_text(json.dumps({"run_id": "r", "done": [], "seconds": {}}))
+
+
+@pytest.mark.parametrize("error", [RuntimeError("bad"), KeyboardInterrupt("stop")], ids=repr)
+def test_a_run_that_made_nothing_leaves_no_config(error, stopped, tmp_path):
+    "The notebook and its report stay; the corrected command finds no other parameters."
+    run = tmp_path / "run"
+    stopped(error, teach_in_vain)
+    with pytest.raises(type(error)):
+        run_notebook({"run_folder": str(run), "device": "cpu"})
+    left = {path.name for path in run.iterdir() if not path.name.startswith(".")}
+    assert left == {"run_experiment.ipynb", "report.html"}
+
+
+def test_a_run_that_made_something_keeps_its_config(stopped, tmp_path):
+    def work(run):
+        teach_in_vain(run)
+        (run / "teachers" / "photo.safetensors").write_text("weights")
+
+    run = tmp_path / "run"
+    stopped(RuntimeError("bad"), work)
+    with pytest.raises(RuntimeError):
+        run_notebook({"run_folder": str(run), "device": "cpu"})
+    assert (run / "config.json").is_file() and (run / "record.json").is_file()

@@ -277,6 +277,45 @@ def test_mistakes_are_found_before_the_run_folder_is_made(tmp_path, change, name
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        *(
+            (name, 0)
+            for name in ("toy_images", "toy_test", "size", "photo_epochs", "sketch_epochs")
+        ),
+        ("toy_images", -5),
+        ("teacher_size", -1),
+        ("teacher_batch", 0),
+        *(("teacher_lr", value) for value in (0.0, -1.0, float("inf"), float("nan"))),
+        ("seed", -1),
+        ("device", "gpu"),
+        pytest.param(
+            "device", "cuda", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="")
+        ),
+        ("results", "."),
+    ],
+)
+def test_numbers_that_can_only_fail_later_are_found_at_once(name, value, tmp_path):
+    "Before the run folder is made; the message names the parameter."
+    with pytest.raises((ValueError, OSError), match=name):
+        check_start(parameters(tmp_path / "run", **{name: value}))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_teacher_whose_training_failed_leaves_its_folder_empty(tmp_path, monkeypatch):
+    "So the run folder has no results, and another config may begin it anew."
+
+    def fail(*args, **options):
+        raise FloatingPointError("the loss is nan")
+
+    monkeypatch.setattr("dfsbir.crossx.experiment.train_teacher", fail)
+    data, file = ToyData(60, 40, 28), tmp_path / "teachers" / "photo.safetensors"
+    with pytest.raises(FloatingPointError):
+        trained_teacher(file, RECIPE, PHOTO, data)
+    assert not list(file.parent.iterdir())
+
+
 def test_layers_that_the_net_does_not_have_are_found_before_training(tmp_path):
     changes = {
         "students.head.kind": "intermediate",

@@ -12,6 +12,8 @@ exponent e of a growth as size**e: over all points, and between the two largest.
 """
 
 import argparse
+import gc
+import io
 import json
 import math
 import os
@@ -29,26 +31,30 @@ from statistics import median
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
-from search_speed import generated_items, generated_vectors
+from PIL import Image
+from search_speed import encoders_of, generated_items, generated_vectors
 from step_cost import make_run
 
 from dfsbir.core.device import make_fabric
-from dfsbir.core.types import PairBatch
+from dfsbir.core.types import Modality, PairBatch
 from dfsbir.inversion.buffer import ReplayBuffer
 from dfsbir.search.gallery import Gallery
 from dfsbir.search.gallery_file import write_rows
+from dfsbir.search.indexing import index_photos
 
 SIZES = {
     "classes": [10, 100, 1000],
     "side": [32, 64, 96, 128, 224],
     "pairs": [1_000, 10_000, 100_000],
     "gallery": [1_000, 10_000, 100_000, 1_000_000],
+    "files": [1_000, 4_000, 16_000],
 }
 TITLES = {
     "classes": "shared classes, `dfsbir/small` at 32 px, batches of 64 pairs",
     "side": "side of images and inputs, px, `dfsbir/small`, 10 classes, batches of 8 pairs",
     "pairs": "pairs kept, at 32 px and 10 classes; 64 pairs come and 64 are sampled",
     "gallery": "generated vectors of 64 numbers; queries one at a time, 10 photos each",
+    "files": "JPEG files of 224 px, decoded and embedded by `dfsbir/tiny` at 64 px into a gallery",
 }
 
 
@@ -182,6 +188,35 @@ def gallery(device, count) -> dict:
     return found
 
 
+def write_photos(folder, count):
+    "So many JPEG files of 224 px with different contents, in a hundred class folders."
+    pictures = []
+    for seed in range(50):
+        noise = torch.rand(3, 28, 28, generator=torch.Generator().manual_seed(seed))
+        pixels = torch.nn.functional.interpolate(noise[None], (224, 224), mode="bilinear")[0]
+        stream = io.BytesIO()
+        Image.fromarray((pixels * 255).byte().permute(1, 2, 0).numpy()).save(stream, "JPEG")
+        pictures.append(stream.getvalue())
+    for i in range(count):
+        place = folder / f"class {i % 100:02d}"
+        place.mkdir(exist_ok=True)
+        # what follows the end of a JPEG is ignored, and makes the file one of its own
+        (place / f"{i:06d}.jpg").write_bytes(pictures[i % 50] + i.to_bytes(8, "big"))
+
+
+def files(device, count) -> dict:
+    "A folder of photos to a gallery, in this process."
+    encoder = encoders_of("dfsbir/tiny", 64)[Modality.PHOTO]
+    with tempfile.TemporaryDirectory() as home:
+        photos = Path(home) / "photos"
+        photos.mkdir()
+        write_photos(photos, count)
+        gc.collect()
+        start = time.process_time()
+        index_photos(Path(home) / "gallery", photos, encoder, progress=False)
+        return {"indexing, s": time.process_time() - start}
+
+
 def measure(part: str, size: int, device: str) -> dict:
     "One point."
     torch.set_num_threads(1)
@@ -191,8 +226,10 @@ def measure(part: str, size: int, device: str) -> dict:
         "side": lambda: steps(device, size=size, batch=8),
         "pairs": lambda: pairs_kept(device, size),
         "gallery": lambda: gallery(device, size),
+        "files": lambda: files(device, size),
     }[part]()
-    memory = peak_mb(device) - (before if device == "cpu" or part == "gallery" else 0)
+    of_gpu = device == "cuda" and part in ("classes", "side", "pairs")
+    memory = peak_mb("cuda") if of_gpu else peak_mb() - before
     return {"part": part, "size": size, "device": device, **found, "memory, MB": memory}
 
 

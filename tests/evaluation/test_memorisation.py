@@ -1,0 +1,73 @@
+"Memorisation: nearest images, the interval of chance, copies and canaries."
+
+import pytest
+import torch
+
+from dfsbir.data.toy import toy_pairs
+from dfsbir.evaluation.memorisation import (
+    as_pixels,
+    compare_nearest,
+    insert_canaries,
+    make_canaries,
+    nearest_distances,
+    show_closest,
+)
+
+
+def vectors(n, seed):
+    return torch.randn(n, 8, generator=torch.Generator().manual_seed(seed))
+
+
+def test_nearest_vectors_equal_a_slow_loop():
+    some, pool = vectors(7, 0), vectors(9, 1)
+    distances, places = nearest_distances(some, pool, batch_size=3)
+    for i in range(7):
+        slow = [(some[i] - p).norm().item() for p in pool]
+        assert distances[i].item() == pytest.approx(min(slow), rel=1e-4)
+        assert slow[places[i]] == min(slow)
+
+
+def test_the_distance_of_pixels_is_their_root_mean_square_difference():
+    black, white = torch.zeros(1, 3, 32, 32), torch.ones(1, 3, 32, 32)
+    difference = as_pixels(black) - as_pixels(white)
+    assert difference.norm().item() == pytest.approx(1.0)
+
+
+def test_copies_are_found_and_fresh_images_are_not():
+    train, held_out = vectors(100, 0), vectors(150, 1)
+    copies = compare_nearest(train[:40] + 0.1 * vectors(40, 2), train, held_out)
+    assert copies.share == 1 and copies.above_chance
+    assert torch.equal(copies.train_places, torch.arange(40))
+    fresh = compare_nearest(vectors(200, 3), train, held_out)
+    assert fresh.chance_low < fresh.share < fresh.chance_high
+    assert set(fresh.as_dict()) >= {"share", "chance_low", "chance_high", "median_to_train"}
+
+
+def test_estimates_that_are_all_alike_say_little():
+    "The interval of chance is wide: their nearest image is one and the same."
+    same = vectors(1, 5).expand(100, -1)
+    found = compare_nearest(same, vectors(50, 0), vectors(50, 1))
+    assert (found.chance_low, found.chance_high) == (0, 1)
+
+
+def test_nothing_to_compare_with():
+    with pytest.raises(ValueError, match="0 and 3"):
+        compare_nearest(vectors(5, 0), vectors(0, 1), vectors(3, 2))
+
+
+def test_canaries_are_inserted_so_many_times():
+    data = toy_pairs(20, 32, seed=0)[1]
+    canaries, labels = make_canaries(3, 32, 1, 10)
+    more = insert_canaries(data, canaries, labels, [0, 2, 5])
+    assert len(more) == 27
+    assert more.labels[20:].tolist() == [labels[1]] * 2 + [labels[2]] * 5
+    torch.testing.assert_close(more.images()[-1], canaries[2], atol=1 / 255, rtol=0)
+    with pytest.raises(ValueError, match="canary"):
+        insert_canaries(data, canaries, labels, [1])
+
+
+def test_closest_pairs_are_shown():
+    train, held_out = (toy_pairs(20, 32, seed=s)[1] for s in (0, 1))
+    estimates = train.images()[:8]
+    found = compare_nearest(*(as_pixels(x) for x in (estimates, train.images(), held_out.images())))
+    assert len(show_closest(found, estimates, train, held_out, n=3).axes) == 9

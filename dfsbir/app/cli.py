@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MODALITIES', 'PAIR_HELP', 'RUN_HELP', 'TEACHER_HELP', 'TEACHER_EXAMPLES', 'INSPECT_HELP', 'INSPECT_EXAMPLES',
-           'EVALUATE_HELP', 'EVALUATE_EXAMPLES', 'INDEX_HELP', 'INDEX_EXAMPLES', 'SEARCH_HELP', 'SEARCH_EXAMPLES',
-           'SWEEP_HELP', 'SWEEP_EXAMPLES', 'EXPLORE_HELP', 'EXPLORE_EXAMPLES', 'TOUR_HELP', 'TOUR_EXAMPLES',
-           'USER_ERRORS', 'DESCRIPTION', 'make_parser', 'describe_error', 'main']
+           'EVALUATE_HELP', 'EVALUATE_EXAMPLES', 'AUDIT_HELP', 'AUDIT_EXAMPLES', 'INDEX_HELP', 'INDEX_EXAMPLES',
+           'SEARCH_HELP', 'SEARCH_EXAMPLES', 'SWEEP_HELP', 'SWEEP_EXAMPLES', 'EXPLORE_HELP', 'EXPLORE_EXAMPLES',
+           'TOUR_HELP', 'TOUR_EXAMPLES', 'USER_ERRORS', 'DESCRIPTION', 'make_parser', 'describe_error', 'main']
 
 # %% ../../nbs/12_app/11_cli.ipynb #88058894
 import argparse
@@ -292,6 +292,39 @@ def _add_evaluate(commands):
     )
     _add_device(parser)
 
+# %% ../../nbs/12_app/11_cli.ipynb #14f3757c
+AUDIT_HELP = """\
+Measures what a teacher, an encoder or a run tells about its training images: attacks by the
+loss, by a likelihood ratio with reference teachers, and by the distance to estimates. MEMBERS
+are images that the teacher was trained on, NON-MEMBERS others of the same kind."""
+AUDIT_EXAMPLES = """\
+examples:
+  dfsbir audit photo.safetensors --members pets/train/photo --non-members pets/test/photo
+  dfsbir audit runs/pets --members pets/train/photo --non-members pets/test/photo --sheet near.png
+  dfsbir audit photo.safetensors --members a --non-members b --references 16 --json audit.json"""
+
+
+def _add_audit(commands):
+    help = "what teachers, estimates and encoders tell about training images"
+    parser = _new_parser(commands, "audit", "audit:audit_command", help, AUDIT_HELP, AUDIT_EXAMPLES)
+    add = parser.add_argument
+    add("target", metavar="RUN", help="a run folder, or the file of a teacher or an encoder")
+    for name, what in (("members", "trained on"), ("non-members", "not trained on")):
+        add(f"--{name}", metavar="FOLDER", required=True, help=f"class folders of images {what}")
+    add("--modality", choices=MODALITIES, default="photo", help="of them (default: %(default)s)")
+    add("--size", type=int, help="side at which they are read, px (default: that of the input)")
+    add(
+        "--references",
+        type=int,
+        default=0,
+        metavar="N",
+        help="teachers to train for the likelihood ratio, an even number (default: none)",
+    )
+    add("--features", default="", metavar="FILE", help="a teacher that took no part, for distances")
+    add("--json", default="", metavar="FILE", help="write what was found there; - prints it")
+    add("--sheet", default="", metavar="FILE.png", help="estimates beside their nearest images")
+    _add_device(parser)
+
 # %% ../../nbs/12_app/11_cli.ipynb #6fe9014b
 INDEX_HELP = """\
 Embeds the photos of a folder (at any depth; sub-folders are labels) into a gallery. Run it
@@ -565,6 +598,7 @@ def make_parser() -> argparse.ArgumentParser:
         _add_teacher,
         _add_inspect,
         _add_evaluate,
+        _add_audit,
         _add_index,
         _add_search,
         _add_explore,

@@ -16,7 +16,18 @@ from dfsbir.app.cli import describe_error, main, make_parser
 from dfsbir.app.parameters import notebook_parameters
 from dfsbir.core.types import MODALITIES
 
-COMMANDS = ("run", "teacher", "inspect", "evaluate", "index", "search", "explore", "tour", "sweep")
+COMMANDS = (
+    "run",
+    "teacher",
+    "inspect",
+    "evaluate",
+    "audit",
+    "index",
+    "search",
+    "explore",
+    "tour",
+    "sweep",
+)
 
 
 def command(cwd, *words):

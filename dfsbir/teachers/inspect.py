@@ -20,7 +20,7 @@ from ..core.types import MODALITIES, Modality, Normalizer
 from ..data.image_set import ImageSet
 from ..data.pen import redraw
 from ..data.toy import toy_pairs
-from .card import complete_card
+from .card import complete_card, merge_cards
 from .class_map import plain_name
 from .loading import file_digest, kind_of_file, load_program, load_teacher
 from .nets import build_net, source_statistics
@@ -342,7 +342,7 @@ def _warnings_of(content: _Content, kind: str, batch_norms: int) -> list[str]:
 def _known_card(path: Path, given: dict | None, nets: list[str], content: _Content) -> dict:
     "The card so far: the file's own, what was given, and what the weights say."
     own = read_card(path) if path.suffix == ".safetensors" else {}
-    card = {**own, **(given or {})}
+    card = merge_cards(own, given or {})
     if nets and not card.get("source"):
         source, _, name = nets[0].partition("/")
         card |= {"source": source, "name": name}

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..core.checkpoint import load_weights, read_card, save_state, shared_prefix
 from ..core.types import Normalizer
-from .card import complete_card
+from .card import complete_card, merge_cards
 from .nets import build_net
 from .onnx_file import load_onnx
 from .teacher import Teacher
@@ -197,7 +197,7 @@ def load_teacher(
     own = read_card(path) if path.suffix == ".safetensors" and path.is_file() else {}
     kind_of_file(path)  # raises where there is none
     try:
-        known = complete_card({**own, **(card or {})})
+        known = complete_card(merge_cards(own, card or {}))
     except ValueError as e:
         raise ValueError(
             f"{path} does not say what it is: {e}\ndfsbir inspect {path} names what is missing, "

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from dfsbir.teachers.card import complete_card, make_card
+from dfsbir.teachers.card import complete_card, make_card, merge_cards
 
 CLASSES = ["cat", "dog"]
 
@@ -64,3 +64,11 @@ def test_what_a_card_lacks_is_named(card, named):
 def test_what_else_is_known_travels_along():
     card = make_card(CLASSES, "photo", 64, "dfsbir", "small", licence="CC0", accuracy=0.7)
     assert (card["licence"], card["accuracy"]) == ("CC0", 0.7)
+
+
+def test_a_given_card_corrects_single_entries_of_a_files_own():
+    own = make_card(["a", "b"], "sketch", 28, mean=0, std=1, channels=1)
+    merged = merge_cards(own, {"input": {"pen": 0.053}, "licence": "MIT"})
+    assert merged["input"] == {**own["input"], "pen": 0.053} and merged["licence"] == "MIT"
+    assert merge_cards(own, {"input": 32})["input"]["size"] == 32
+    assert merge_cards({}, {"classes": ["a"]}) == {"classes": ["a"]}

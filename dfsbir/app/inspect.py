@@ -132,7 +132,7 @@ def describe(
         "accuracy": "not measured (--test FOLDER)",
     }
     if found.accuracy is not None:
-        rows["accuracy"] = f"{found.accuracy:.1%} of the test images"
+        rows["accuracy"] = f"{found.accuracy:.1%} of {found.tested}"
     lines = [f"{title:<12} {text}" for title, text in rows.items()]
     lines += [f"warning: {warning}" for warning in found.warnings]
     if found.missing:

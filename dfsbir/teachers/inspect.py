@@ -118,6 +118,7 @@ class Inspection:
     missing: list[str]  # keys of the card
     warnings: list[str] = field(default_factory=list)
     accuracy: float | None = None  # on images that were given
+    tested: str = ""  # how many images and classes these were, and what was left out
 
     def _repr_markdown_(self):
         named = ", ".join(self.card.get("classes", [])[:8])
@@ -263,6 +264,16 @@ def _of_its_classes(teacher: Teacher, data: ImageSet) -> ImageSet:
             f"{teacher.classes[:5]}"
         )
     return ImageSet(kept.source, to[to >= 0], teacher.classes, kept.modality, kept.paths)
+
+
+def _count(teacher: Teacher, data: ImageSet) -> str:
+    "How many images the accuracy is of, and which classes it leaves out."
+    known = {plain_name(name) for name in teacher.classes}
+    others = [name for name in data.classes if plain_name(name) not in known]
+    kept = [k for k, name in enumerate(data.classes) if name not in others]
+    images = sum(int((data.labels == k).sum()) for k in kept)
+    left = f"; left out, of other names: {', '.join(others[:8])}" if others else ""
+    return f"{images} images of {len(kept)} classes{left}"
 
 
 def _tested(teacher: Teacher, data: ImageSet) -> tuple[float, list[str]]:
@@ -419,5 +430,6 @@ def _measure(found: Inspection, path: Path, images: ImageSet | None):
     if images is None:
         found.warnings += _toy_signs(teacher)
         return
+    found.tested = _count(teacher, images)
     found.accuracy, warnings = _tested(teacher, images)
     found.warnings += warnings

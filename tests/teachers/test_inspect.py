@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from teachers.helpers import CLASSES, brightness_set, make_teacher, noise, tiny_net
 
 from dfsbir.core.checkpoint import UnsafeCheckpoint
+from dfsbir.data.image_set import ImageSet
 from dfsbir.teachers.card import make_card
 from dfsbir.teachers.inspect import FAMILIES, inspect_checkpoint, matching_nets
 from dfsbir.teachers.loading import load_teacher, save_teacher
@@ -114,6 +115,10 @@ def test_the_accuracy_of_a_right_card(trained):
     path, data = trained
     found = inspect_checkpoint(path, make_card(CLASSES, "photo", 16, "dfsbir", "tiny"), data)
     assert found.accuracy > 0.8 and not found.warnings
+    assert found.tested == "60 images of 3 classes"
+    renamed = ImageSet(data.source, data.labels, ["cup", "star", "shrub"], "photo")
+    found = inspect_checkpoint(path, found.card, renamed)
+    assert "40 images of 2 classes" in found.tested and "shrub" in found.tested
 
 
 @pytest.mark.parametrize(

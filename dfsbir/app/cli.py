@@ -556,7 +556,12 @@ def _add_explore(commands):
         metavar="FOLDER",
         help="what dfsbir index wrote (default: the run's test photos)",
     )
-    add("--theme", choices=("light", "dark"), default="light", help="(default: %(default)s)")
+    add(
+        "--theme",
+        choices=("light", "dark"),
+        default="light",
+        help="colours of the page (default: %(default)s)",
+    )
     _add_server(parser)
 
 

@@ -313,9 +313,15 @@ class CrossX:
         return f"{stopped} and saved: call fit with the same run folder ({run.path}) to go on"
 
     def _any_process(self, asked: list) -> bool:
-        "Whether any process was asked to stop: all stop after the same action."
+        """Whether any process was asked to stop: all stop after the same action.
+
+        To ask the others waits for the device, so it is done as seldom as losses are read.
+        """
         if self.fabric.world_size == 1:
             return bool(asked)
+        seldom = self.fabric.device.type != "cpu"
+        if seldom and self.position % self.config.logging.log_every:
+            return False
         count = torch.tensor(float(bool(asked)), device=self.fabric.device)
         return self.fabric.all_reduce(count, reduce_op="sum").item() > 0
 

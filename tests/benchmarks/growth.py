@@ -22,6 +22,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from argparse import Namespace
 from functools import partial
@@ -32,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 from PIL import Image
-from search_speed import encoders_of, generated_items, generated_vectors
+from search_speed import encoders_of, generated_items, generated_vectors, memory
 from step_cost import make_run
 
 from dfsbir.core.device import make_fabric
@@ -50,10 +51,10 @@ SIZES = {
     "files": [1_000, 4_000, 16_000],
 }
 TITLES = {
-    "classes": "shared classes, `dfsbir/small` at 32 px, batches of 64 pairs",
-    "side": "side of images and inputs, px, `dfsbir/small`, 10 classes, batches of 8 pairs",
-    "pairs": "pairs kept, at 32 px and 10 classes; 64 pairs come and 64 are sampled",
-    "gallery": "generated vectors of 64 numbers; queries one at a time, 10 photos each",
+    "classes": "Shared classes, `dfsbir/small` at 32 px, batches of 64 pairs",
+    "side": "Side of images and inputs, px, `dfsbir/small`, 10 classes, batches of 8 pairs",
+    "pairs": "Pairs kept, at 32 px and 10 classes; 64 pairs come and 64 are sampled",
+    "gallery": "Generated vectors of 64 numbers; queries one at a time, 10 photos each",
     "files": "JPEG files of 224 px, decoded and embedded by `dfsbir/tiny` at 64 px into a gallery",
 }
 
@@ -66,7 +67,7 @@ def options():
     p.add_argument("--parts", nargs="+", choices=list(SIZES), default=list(SIZES), help="tables")
     p.add_argument("--most", type=int, default=1_000_000, help="largest size to measure")
     p.add_argument("--device", default="cpu", help="of steps and pairs: cpu or cuda")
-    p.add_argument("--file", default="growth.jsonl", help="where points are kept")
+    p.add_argument("--file", default="runs/growth.jsonl", help="where points are kept")
     p.add_argument("--print", action="store_true", help="print the tables, measure nothing")
     p.add_argument("--point", nargs=2, metavar=("PART", "SIZE"), help="measure one point here")
     return p.parse_args()
@@ -204,6 +205,24 @@ def write_photos(folder, count):
         (place / f"{i:06d}.jpg").write_bytes(pictures[i % 50] + i.to_bytes(8, "big"))
 
 
+class OwnMemory:
+    "Watches the memory that a process holds beside mapped files, which the system may take back."
+
+    def __enter__(self):
+        self.before, self.peak, self.done = memory()["own"], 0.0, threading.Event()
+        self.thread = threading.Thread(target=self._watch)
+        self.thread.start()
+        return self
+
+    def _watch(self):
+        while not self.done.wait(0.2):
+            self.peak = max(self.peak, memory()["own"] - self.before)
+
+    def __exit__(self, *error):
+        self.done.set()
+        self.thread.join()
+
+
 def files(device, count) -> dict:
     "A folder of photos to a gallery, in this process."
     encoder = encoders_of("dfsbir/tiny", 64)[Modality.PHOTO]
@@ -212,9 +231,11 @@ def files(device, count) -> dict:
         photos.mkdir()
         write_photos(photos, count)
         gc.collect()
-        start = time.process_time()
-        index_photos(Path(home) / "gallery", photos, encoder, progress=False)
-        return {"indexing, s": time.process_time() - start}
+        with OwnMemory() as own:
+            start = time.process_time()
+            index_photos(Path(home) / "gallery", photos, encoder, progress=False)
+            spent = time.process_time() - start
+        return {"indexing, s": spent, "own memory, MB": own.peak}
 
 
 def measure(part: str, size: int, device: str) -> dict:
@@ -229,8 +250,8 @@ def measure(part: str, size: int, device: str) -> dict:
         "files": lambda: files(device, size),
     }[part]()
     of_gpu = device == "cuda" and part in ("classes", "side", "pairs")
-    memory = peak_mb("cuda") if of_gpu else peak_mb() - before
-    return {"part": part, "size": size, "device": device, **found, "memory, MB": memory}
+    peak = peak_mb("cuda") if of_gpu else peak_mb() - before
+    return {"part": part, "size": size, "device": device, **found, "memory, MB": peak}
 
 
 # ---- points and tables
@@ -271,7 +292,8 @@ def print_table(part: str, points: list[dict]):
     "One Markdown table: a row for each size, then the exponents."
     points = sorted(points, key=lambda p: p["size"])
     names = [k for k in points[0] if k not in ("part", "size", "device")]
-    print(f"\n{TITLES[part]}\n\n| {part} | {' | '.join(names)} |\n|--:|{'--:|' * len(names)}")
+    print(f"\n### {part.capitalize()}\n\n{TITLES[part]}.\n")
+    print(f"| {part} | {' | '.join(names)} |\n|--:|{'--:|' * len(names)}")
     for p in points:
         print(f"| {p['size']:,} | {' | '.join(as_number(p[k]) for k in names)} |")
     for title, some in (("exponent, all", points), ("exponent, last two", points[-2:])):
@@ -290,6 +312,7 @@ def main():
         print(json.dumps(measure(part, int(size), args.device)))
         return
     file = Path(args.file)
+    file.parent.mkdir(parents=True, exist_ok=True)
     known = {(p["part"], p["size"]) for p in read_points(file) if p["device"] == args.device}
     for part in args.parts if not args.print else ():
         for size in SIZES[part]:

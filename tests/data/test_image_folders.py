@@ -4,8 +4,10 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from dfsbir.data.image_folders import DRAWINGS_PER_CLASS, read_image_folder
+from dfsbir.data.pen import measure_pen
 
 
 def test_class_folders(class_folders):
@@ -35,3 +37,18 @@ def test_large_files_are_read_in_part(tmp_path):
 def test_folders_that_are_not_there(tmp_path):
     with pytest.raises(FileNotFoundError, match="none"):
         read_image_folder(tmp_path / "none", "sketch", 28)
+
+
+def test_drawings_of_one_pen(tmp_path):
+    record = json.dumps({"word": "cat", "drawing": [[[0, 90, 90, 0, 0], [0, 0, 90, 90, 0]]]})
+    (tmp_path / "strokes").mkdir()
+    (tmp_path / "strokes" / "cat.ndjson").write_text(record)
+    (tmp_path / "pictures" / "cat").mkdir(parents=True)
+    thin = read_image_folder(tmp_path / "strokes", "sketch", 160)
+    picture = Image.fromarray((thin.images()[0, 0] * 255).byte().numpy())
+    picture.save(tmp_path / "pictures" / "cat" / "1.png")
+    for name in ("strokes", "pictures"):
+        images = read_image_folder(tmp_path / name, "sketch", 64, pen=0.06)
+        assert images.size == 64 and abs(measure_pen(images.images()).item() - 0.06) < 0.01
+    with pytest.raises(ValueError, match="photo"):
+        read_image_folder(tmp_path / "pictures", "photo", 64, pen=0.06)

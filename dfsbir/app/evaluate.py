@@ -30,7 +30,8 @@ def _test_sets(args: Namespace, encoders: dict) -> dict[Modality, ImageSet]:
     aliases = read_table(args.aliases, "the alias table")
     sets = {}
     for m, folder in zip(MODALITIES, (args.photos, args.sketches)):
-        found = read_images(folder, m, size, "test", args.images, args.on_error, normalise=True)
+        pen = encoders[m].normalizer.pen
+        found = read_images(folder, m, size, "test", args.images, args.on_error, True, pen)
         sets[m] = to_shared(found, classes, aliases)
         if len(sets[m]) < len(found):
             print(

@@ -14,6 +14,7 @@ from pathlib import Path
 from ..core.types import MODALITIES, Modality
 from ..data.image_folders import read_image_folder
 from ..data.image_set import ImageSet
+from ..data.pen import redraw_set
 from ..data.sketch_normalisation import PROBLEMS, normalise_set
 from ..data.toy import toy_pairs
 from ..students.encoder import load_encoder, load_encoders
@@ -47,11 +48,15 @@ def read_images(
     toy_images: int = 1500,  # how many of the toy set
     on_error: str = "raise",  # "raise" stops at a broken image; "skip" leaves it out
     normalise: bool = False,  # make the sketches of a folder canonical
+    pen: float | None = None,  # width of the lines of a folder's sketches, share of the side
 ) -> ImageSet:
     "Images of one modality. Raises what `read_folder` raises."
     if str(folder) != "toy":
-        images = read_image_folder(folder, modality, size, on_error)
-        return _canonical(images) if normalise and modality is Modality.SKETCH else images
+        if modality is not Modality.SKETCH:
+            return read_image_folder(folder, modality, size, on_error)
+        images = read_image_folder(folder, modality, max(size, 128) if pen else size, on_error)
+        files = Path(images.paths[0]).is_file()  # not a record of a file of drawings
+        return redraw_set(_canonical(images) if normalise and files else images, pen)
     pair = toy_pairs(toy_images, size, split=toy_split)
     return pair[MODALITIES.index(modality)]
 

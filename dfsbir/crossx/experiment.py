@@ -34,12 +34,14 @@ from ..core.types import MODALITIES, Modality
 from .build import build_distiller, config_for_teachers
 from .config import CrossXConfig
 from ..data.folders import read_folder
+from ..data.image_folders import read_image_folder
 from ..data.image_set import ImageSet
 from ..data.toy import toy_pairs
 from ..data.toy_shapes import TOY_CLASSES, TOY_HELD_OUT
 from ..evaluation.report import Report, evaluate_retrieval
 from ..evaluation.results import Table, append_results, read_results
 from ..evaluation.retrieval import embed
+from ..teachers.card import merge_cards
 from ..teachers.class_map import ClassMap, align_classes, plain_name, to_shared
 from ..teachers.loading import load_teacher, save_teacher
 from ..teachers.nets import build_net, input_of
@@ -117,7 +119,9 @@ class FolderData:
         test: Mapping[Modality, str],  # folders of test images
         size: int,  # side at which images are read, px
         broken: str = "raise",  # an image that cannot be read: "raise" stops, "skip" goes on
+        pen: float | None = None,  # of test sketches' lines, share of the side; None: as they are
     ):
+        self.pen = pen
         self.folders = {"train": train, "test": test}
         self.size, self.broken = size, broken
 
@@ -156,8 +160,10 @@ class FolderData:
     def test(self, classes: list[str] = (), unseen: list[str] = ()) -> dict:
         "Test images of all classes."
         return {
-            m: read_folder(self.folders["test"][m], m, self.size, on_error=self.broken)
-            for m in MODALITIES
+            m: read_image_folder(
+                self.folders["test"][m], m, self.size, self.broken, self.pen if k else None
+            )
+            for k, m in enumerate(MODALITIES)
         }
 
     def training_digest(self, modality: Modality) -> str:
@@ -323,13 +329,21 @@ def _check_numbers(p: Mapping):
         )
 
 
+def _sketch_pen(p: Mapping) -> float | None:
+    "The pen that the card of a brought sketch classifier names."
+    file, given = Path(p["sketch_teacher"]), read_table(p["sketch_card"], "sketch_card")
+    own = read_card(file) if file.suffix == ".safetensors" and file.is_file() else {}
+    return merge_cards(own, given).get("input", {}).get("pen")
+
+
 def _open_data(p: Mapping) -> ToyData | FolderData:
     "The data of a notebook's parameters."
     check_choice("dataset", p["dataset"], ("toy", "folders"))
     check_choice("broken", p["broken"], ("raise", "skip"))
     folders = {split: {m: p[f"{m}_{split}"] for m in MODALITIES} for split in ("train", "test")}
     if p["dataset"] == "folders":
-        return FolderData(folders["train"], folders["test"], p["size"], p["broken"])
+        test, pen = folders["test"], _sketch_pen(p)
+        return FolderData(folders["train"], test, p["size"], p["broken"], pen)
     given = [f"{m}_{split}" for split in folders for m in MODALITIES if folders[split][m]]
     if given:
         raise ValueError(f"{given} name folders, but dataset is 'toy': set it to 'folders'")

@@ -6,8 +6,8 @@ import pytest
 from app.helpers import SIDE, call, fails
 from PIL import Image, ImageOps
 
-from dfsbir.app.inputs import find_encoders
-from dfsbir.core.types import MODALITIES
+from dfsbir.app.inputs import find_encoders, read_images
+from dfsbir.core.types import MODALITIES, Modality
 from dfsbir.data.toy import toy_pairs
 from dfsbir.data.toy_shapes import TOY_CLASSES
 from dfsbir.evaluation.report import evaluate_retrieval
@@ -115,3 +115,9 @@ def test_a_broken_image_stops_or_is_left_out(modality, run, folders, capsys):
     assert call(*words, "--on-error", "skip", *CPU) == 0
     printed = capsys.readouterr()
     assert f"1 broken {modality}" in printed.err and "mAP@all" in printed.out
+
+
+def test_sketches_are_redrawn_with_the_pen_of_the_encoder(folders):
+    plain = read_images(folders / "sketch", Modality.SKETCH, 64)
+    wide = read_images(folders / "sketch", Modality.SKETCH, 64, normalise=True, pen=0.1)
+    assert wide.images().mean() < plain.images().mean() and list(wide.classes) == plain.classes

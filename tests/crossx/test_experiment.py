@@ -34,6 +34,7 @@ from dfsbir.crossx.experiment import (
     whole_question,
 )
 from dfsbir.crossx.trainer import weights_digest
+from dfsbir.data.pen import measure_pen
 from dfsbir.data.toy import toy_pairs
 from dfsbir.data.toy_shapes import TOY_CLASSES, TOY_HELD_OUT
 from dfsbir.evaluation.results import read_results
@@ -131,6 +132,14 @@ def test_folders(folders):
     assert data.class_names(PHOTO) == sorted(TOY_CLASSES[:3]) and data.name == "photo"
     assert len(data.training(PHOTO)) == 12 and len(data.test()[SKETCH]) == 12
     assert data.training(PHOTO, ["fish", "car"]).classes == ["fish", "car"]
+
+
+def test_test_sketches_are_drawn_with_the_pen_of_the_teacher(folders):
+    places = {m: str(folders / "test" / m) for m in MODALITIES}
+    plain, wide = (FolderData({}, places, 64, pen=pen).test() for pen in (None, 0.08))
+    widths = [measure_pen(test[SKETCH].images()).median().item() for test in (plain, wide)]
+    assert widths[1] > widths[0] and wide[SKETCH].size == 64
+    assert torch.equal(plain[PHOTO].images(), wide[PHOTO].images())
 
 
 def test_folders_that_are_not_there_are_named(folders):

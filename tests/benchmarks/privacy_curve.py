@@ -1,0 +1,271 @@
+"""Retrieval against epsilon: posteriors, cold students and the data-dependent ceiling.
+
+    python tests/benchmarks/privacy_curve.py --out runs/privacy                  # toy, 32 px
+    python tests/benchmarks/privacy_curve.py --out runs/privacy --show           # the table so far
+    python tests/benchmarks/privacy_curve.py --data DATA --size 96 --net timm/resnet50_gn \\
+        --pretrained ImageNet-1k --out runs/privacy-pacs --device cuda
+
+For each seed and each epsilon (1, 3, 8 and none) two teachers of one net are trained, and from them
+students with random weights. The ceiling teaches the same students on the real images. Beside
+mAP@all stands the AUC of membership inference by the loss on the photo teacher and on the photo
+student. DATA holds train/photo, train/sketch, test/photo and test/sketch, each of class folders.
+
+Every part appends its rows to OUT/curve.jsonl as it ends. The same command goes on where it was
+stopped; a part that is there is not computed again.
+"""
+
+import argparse
+import json
+import os
+import time
+from functools import cached_property
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+
+from dfsbir.app.audit import model_confidence
+from dfsbir.baselines import data_dependent
+from dfsbir.core.checkpoint import write_atomic
+from dfsbir.core.device import make_fabric
+from dfsbir.core.privacy import guarantee_of
+from dfsbir.core.types import MODALITIES
+from dfsbir.crossx.build import build_crossx
+from dfsbir.crossx.config import CrossXConfig
+from dfsbir.data.folders import read_folder
+from dfsbir.data.toy import toy_pairs
+from dfsbir.data.toy_shapes import TOY_CLASSES
+from dfsbir.evaluation.membership import judge_attack
+from dfsbir.evaluation.report import evaluate_retrieval
+from dfsbir.evaluation.retrieval import embed
+from dfsbir.teachers.class_map import align_classes, to_shared
+from dfsbir.teachers.embeddings import teacher_embeddings
+from dfsbir.teachers.loading import load_teacher
+from dfsbir.teachers.private_training import PrivateRecipe, train_private_teacher
+from dfsbir.teachers.training import accuracy, train_teacher
+
+PHOTO, SKETCH = MODALITIES
+PARTS = ("teachers", "posteriors", "cold", "ceiling")
+
+
+class Curve:
+    "The parts of one seed and one epsilon."
+
+    def __init__(self, args, seed: int, epsilon: float | None):
+        self.args, self.seed, self.epsilon = args, seed, epsilon
+        self.fabric = make_fabric(args.device)
+        self.name = "none" if epsilon is None else f"{epsilon:g}"
+        self.home = Path(args.out) / f"seed-{seed}" / f"epsilon-{self.name}"
+
+    @cached_property
+    def train(self):
+        "Training images; no photo and no sketch show the same thing."
+        args = self.args
+        if args.data != "toy":
+            root = Path(args.data) / "train"
+            return {m: read_folder(root / str(m), m, args.size) for m in MODALITIES}
+        classes = list(TOY_CLASSES[: args.classes])
+        seeds = (100 + self.seed, 200 + self.seed)
+        return {
+            m: toy_pairs(args.images, args.size, seed=s, classes=classes)[k]
+            for k, (m, s) in enumerate(zip(MODALITIES, seeds, strict=True))
+        }
+
+    @cached_property
+    def test(self):
+        args = self.args
+        if args.data != "toy":
+            root = Path(args.data) / "test"
+            return {m: read_folder(root / str(m), m, args.size) for m in MODALITIES}
+        classes = list(TOY_CLASSES[: args.classes])
+        pair = toy_pairs(args.test_images, args.size, classes=classes, split="test")
+        return dict(zip(MODALITIES, pair, strict=True))
+
+    @cached_property
+    def non_members(self):
+        "Photos that no teacher saw, of the kind of the training photos where that is possible."
+        args = self.args
+        if args.data != "toy":
+            return self.test[PHOTO]
+        classes = list(TOY_CLASSES[: args.classes])
+        return toy_pairs(args.images, args.size, seed=900 + self.seed, classes=classes)[0]
+
+    @cached_property
+    def teachers(self):
+        "Trained now, or found in their files."
+        return {m: self._teacher(m) for m in MODALITIES}
+
+    def _teacher(self, modality):
+        file = self.home / f"{modality}.safetensors"
+        if file.is_file():
+            return load_teacher(file)
+        args = self.args
+        start = dict(net=args.net, size=args.size, seed=self.seed, pretrained=bool(args.pretrained))
+        shared = dict(fabric=self.fabric, out=file, progress=False)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if self.epsilon is None:
+            lr = 1e-3 if args.pretrained else 3e-3
+            data = self.train[modality]
+            return train_teacher(data, epochs=args.usual_epochs, lr=lr, **start, **shared)
+        recipe = PrivateRecipe(
+            epsilon=self.epsilon,
+            delta=args.delta,
+            epochs=args.epochs,
+            batch_size=args.batch,
+            lr=args.lr,
+            multiplicity=args.multiplicity,
+        )
+        return train_private_teacher(
+            self.train[modality], recipe, public=args.pretrained, **start, **shared
+        )
+
+    @cached_property
+    def class_map(self):
+        return align_classes(*(self.teachers[m].classes for m in MODALITIES))
+
+    @property
+    def config(self):
+        "The preset of cold students, as large as was asked for."
+        args = self.args
+        return CrossXConfig.preset(
+            "cold",
+            {
+                "seed": self.seed,
+                "device": args.device,
+                "pairs.photo.size": args.size,
+                "pairs.sketch.size": args.size,
+                "pairs.steps": args.steps,
+                "pairs.batch": min(256, args.pairs),
+                "schedule.new_pairs": args.pairs,
+                "schedule.distill_steps": args.distill,
+                "students.net": args.student,
+                "students.batch": min(256, args.pairs),
+            },
+        )
+
+    def ask(self, space) -> float:
+        "mAP@all of sketches that search photos."
+        test = {m: to_shared(self.test[m], self.class_map.classes) for m in MODALITIES}
+        found = evaluate_retrieval(
+            space[SKETCH], space[PHOTO], test[SKETCH].labels, test[PHOTO].labels
+        )
+        return found.metrics["mAP@all"]
+
+    def embedded(self, encoders) -> dict:
+        return {m: embed(encoders[m].to(self.fabric.device), self.test[m]) for m in MODALITIES}
+
+    def attacked(self, model) -> dict:
+        "AUC of the loss attack with its interval, on photos."
+        classes = self.class_map.classes
+        own = model.classes if hasattr(model, "classes") else classes
+        sets = [to_shared(data, own) for data in (self.train[PHOTO], self.non_members)]
+        scores = [model_confidence(model, data, self.fabric.device) for data in sets]
+        found = judge_attack(*scores, resamples=300)
+        return {"auc": found.auc, "auc_low": found.auc_low, "auc_high": found.auc_high}
+
+    def run_teachers(self) -> dict:
+        found = {f"{m} accuracy": accuracy(self.teachers[m], self.test[m])[0] for m in MODALITIES}
+        guarantee, _ = guarantee_of(self.teachers[PHOTO].card, self.teachers[PHOTO].digest())
+        spent = {"spent": guarantee.epsilon} if guarantee else {}
+        return found | spent | self.attacked(self.teachers[PHOTO])
+
+    def run_posteriors(self) -> dict:
+        spaces, _ = teacher_embeddings(
+            self.teachers, self.class_map, self.test[PHOTO], self.test[SKETCH], self.fabric
+        )
+        return {"mAP@all": self.ask(spaces["teacher-posteriors", ""])}
+
+    def run_cold(self) -> dict:
+        crossx = build_crossx(*self.teachers.values(), self.config, fabric=self.fabric)
+        encoders = crossx.fit(progress=False)
+        said = {"statement": str(crossx.privacy())}
+        return (
+            {"mAP@all": self.ask(self.embedded(encoders))} | said | self.attacked(encoders[PHOTO])
+        )
+
+    def run_ceiling(self) -> dict:
+        crossx = data_dependent(
+            *self.teachers.values(), self.config, *self.train.values(), fabric=self.fabric
+        )
+        encoders = crossx.fit(progress=False)
+        return {"mAP@all": self.ask(self.embedded(encoders))} | self.attacked(encoders[PHOTO])
+
+
+def read_rows(file: Path) -> list[dict]:
+    "The rows so far."
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+
+
+def table(rows: list[dict]) -> str:
+    "Means over seeds, one line for each epsilon."
+    numbers = sorted(float(e) for e in {r["epsilon"] for r in rows} - {"none"})
+    names = [f"{number:g}" for number in numbers] + ["none"]
+    heads = ["posteriors", "cold", "ceiling", "AUC teacher", "AUC cold", "AUC ceiling"]
+    lines = [f"{'epsilon':>8}" + "".join(f"{h:>14}" for h in heads)]
+    asked = [(p, "mAP@all") for p in PARTS[1:]]
+    asked += [(p, "auc") for p in ("teachers", "cold", "ceiling")]
+    for name in names:
+        cells = []
+        for part, key in asked:
+            found = [r[key] for r in rows if (r["epsilon"], r["part"]) == (name, part)]
+            mean = sum(found) / len(found) if found else float("nan")
+            cells.append(f"{mean:.3f} ({len(found)})")
+        lines.append(f"{name:>8}" + "".join(f"{cell:>14}" for cell in cells))
+    return "\n".join([*lines, "(in brackets: seeds)"])
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--out", required=True, help="folder of teachers and of curve.jsonl")
+    add("--data", default="toy")
+    add("--classes", type=int, default=10, help="of the toy set")
+    add("--images", type=int, default=4000, help="training images of each modality, toy")
+    add("--test-images", type=int, default=500, help="toy")
+    add("--size", type=int, default=32)
+    add("--net", default="small-gn", help="of the teachers; without batch norm")
+    add("--pretrained", default="", metavar="TEXT", help="public data of the net's weights")
+    add("--student", default="dfsbir/small")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    add("--epsilons", nargs="+", default=["1", "3", "8", "none"])
+    add("--delta", type=float, default=1e-5)
+    add("--epochs", type=int, default=20, help="of private teachers")
+    add("--usual-epochs", type=int, default=10, help="of the others")
+    add("--batch", type=int, default=256)
+    add("--lr", type=float, default=5e-3)
+    add("--multiplicity", type=int, default=2)
+    add("--pairs", type=int, default=1024)
+    add("--steps", type=int, default=100, help="of each batch of pictures")
+    add("--distill", type=int, default=600)
+    add("--device", default="cpu")
+    add("--minutes", type=float, default=float("inf"), help="begin no part after so long")
+    add("--show", action="store_true", help="print the table and compute nothing")
+    args = parser.parse_args()
+    file = Path(args.out) / "curve.jsonl"
+    began = time.monotonic()
+    for seed in args.seeds if not args.show else []:
+        for name in args.epsilons:
+            curve = Curve(args, seed, None if name == "none" else float(name))
+            for part in PARTS:
+                done = {(r["seed"], r["epsilon"], r["part"]) for r in read_rows(file)}
+                if (seed, curve.name, part) in done:
+                    continue
+                if time.monotonic() - began > 60 * args.minutes:
+                    break
+                start = time.perf_counter()
+                torch.manual_seed(seed)
+                found = getattr(curve, f"run_{part}")()
+                row = {"seed": seed, "epsilon": curve.name, "part": part, **found}
+                row["seconds"] = time.perf_counter() - start
+                with write_atomic(file) as temporary:
+                    rows = [*read_rows(file), row]
+                    temporary.write_text("".join(json.dumps(r) + "\n" for r in rows))
+                print(json.dumps(row), flush=True)
+    print(table(read_rows(file)))
+
+
+if __name__ == "__main__":
+    main()

@@ -206,7 +206,7 @@ def compare_runs(
     runs = dict(zip(names, (first, second)))  # a run beside itself is shown once
     for name, run in runs.items():
         if not run.previews:
-            picture.write(f"{name} saved no samples: it learnt from {run.pairs_kind}")
+            picture.write(f"{name} saved no samples: it learnt from {run.learnt_from}")
             continue
         photos, sketches = read_preview(run.previews[max(run.previews)])
         captions = preview_classes(run, len(photos))[:8]

@@ -154,7 +154,7 @@ class Panel(W.VBox):
             table = self.view.table(**values) if self.view.table else ""
             return table, *draw_svg(lambda: self.view.draw(**values, width=inches))
 
-        self.figure.start()
+        self.figure.start(self.view.doing(**values))
         self.worker.submit(self, job, self.show)
 
     def show(self, result, error: Exception | None):

@@ -162,17 +162,17 @@ def show_samples(
     made = CANDIDATES if filtered else n
     candidates = sample_pairs(run, label, made, seed)
     pairs = select_pairs(run, candidates, least, order, verifiers, verdict)
-    bounds = f"have {least:g} or more of both teachers"
+    bounds = [f"{least:g} or more of both teachers"] if least else []
     if verdict in VERDICTS[2:]:
-        bounds += f", the verifier {verdict}"
+        bounds.append(f"the verifier {verdict}")
     if not len(pairs):
         raise ValueError(
-            f"none of {made} samples of {label!r} with seed {seed} passes ({bounds}): "
-            "try another seed or a lower bound"
+            f"none of {len(candidates)} samples of {label!r} with seed {seed} passes "
+            f"({', '.join(bounds)}): try another seed or a lower bound"
         )
     title = f"{label}, seed {seed}"
     if filtered:
-        title += f": {len(pairs)} of {made} samples {bounds}, {order}"
+        title += f": {len(pairs)} of {len(candidates)} samples, {', '.join([*bounds, order])}"
     shown = pairs[:n]
     numbers = pair_confidence(run, shown)
     if verdict != "not asked":

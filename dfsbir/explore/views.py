@@ -26,11 +26,13 @@ class View:
         about: str,  # what the figure shows, and what to look for
         draw: Callable[..., Picture],  # called with the values by name, and width in inches
         table: Callable[..., str] | None = None,  # called with the values; HTML above the figure
+        doing: Callable[..., str] = lambda **values: "drawing ...",  # shown while it is drawn
         **choices,  # control -> list of values or range of whole numbers; the first is set
     ):
         self.about = about
         self.draw = draw
         self.table = table
+        self.doing = doing
         self.choices = choices
         self.values = {name: values[0] for name, values in choices.items()}
 
@@ -136,6 +138,11 @@ def _estimator_views(
             width=width,
         )
 
+    def doing(**values):
+        if values.get("verifier", "not asked") == "not asked":
+            return "drawing ..."
+        return "drawing ... (a verifier that has to be trained first takes half a minute)"
+
     def walk(width, **values):
         seeds = values["first seed"], values["last seed"]
         return show_walk(run, values["from"], values["to"], *seeds, width=width)
@@ -147,6 +154,7 @@ def _estimator_views(
         "Samples": View(
             ABOUT["Samples"],
             samples,
+            doing=doing,
             **{
                 "class": names,
                 "seed": SEEDS,
@@ -167,6 +175,7 @@ def _estimator_views(
     found["Guidance"] = View(
         ABOUT["Guidance"],
         guidance,
+        doing=lambda **values: "training the estimators a few steps further ...",
         **{"class": names, "weight": [4.0, 0.5, 1.0, 2.0, 8.0, 16.0]},
     )
     found["Disagreement"] = View(
@@ -191,10 +200,15 @@ def _compare_view(run: Run, test_images: Callable, runs: dict[str, Run]) -> View
     own = next((name for name, other in runs.items() if other is run), next(iter(runs)))
     others = [name for name in runs if name != own]
 
-    def picture(first, second, width):
+    def names(values):
+        return values["run"], values["compared with"]
+
+    def picture(width, **values):
+        first, second = names(values)
         return compare_runs(runs[first], runs[second], (first, second), width)
 
-    def tables(first, second):
-        return compare_html(runs, first, second, test_images)
+    def tables(**values):
+        return compare_html(runs, *names(values), test_images)
 
-    return View(ABOUT["Compare"], picture, tables, first=[own, *others], second=[*others, own])
+    choices = {"run": [own, *others], "compared with": [*others, own]}
+    return View(ABOUT["Compare"], picture, tables, **choices)

@@ -306,6 +306,10 @@ def draw_and_find(page, shots, name):
     status(page, "strokes; best 12")
     page.locator(".dfs-clear").click()
     status(page, "draw something")
+    page.locator(".dfs-pad").press("n")  # the estimator's next drawing
+    status(page, "strokes; best 12")
+    page.locator(".dfs-clear").click()
+    status(page, "draw something")
 
 
 def look_at_samples(page, shots, name):
@@ -315,7 +319,9 @@ def look_at_samples(page, shots, name):
     page.keyboard.press("ArrowRight")
     second = figure(page, other_than=before)
     page.locator(".dfs-random:visible").click()
-    third = figure(page, other_than=second)
+    random = figure(page, other_than=second)
+    page.keyboard.press("n")  # the button has the focus
+    third = figure(page, other_than=random)
     page.locator("input[type=checkbox]:visible").check()
     page.wait_for_function(  # every sample beside its nearest test image
         """n => [...document.querySelectorAll('.dfs-figure-place')].some(place =>
@@ -332,6 +338,12 @@ def enlarge(page, shots, name):
     dialog = page.locator(".dfs-dialog[open]")
     assert dialog.locator(".dfs-large").bounding_box()["width"] > 250
     assert "teacher" in dialog.locator(".dfs-caption").inner_text()
+    first = dialog.locator(".dfs-large").get_attribute("src")
+    page.keyboard.press("ArrowRight")
+    assert dialog.locator(".dfs-large").get_attribute("src") != first
+    assert dialog.locator(".dfs-hint").inner_text().startswith("2 of")
+    page.keyboard.press("ArrowLeft")
+    assert dialog.locator(".dfs-large").get_attribute("src") == first
     page.screenshot(path=shots / f"{name}-enlarged.png")
     page.keyboard.press("Escape")
     dialog.wait_for(state="detached")

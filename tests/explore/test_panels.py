@@ -80,6 +80,16 @@ def test_steps_can_be_played(worker):
     assert shown == [10, 30, 60] and "step 60" in panel.figure.svg
 
 
+def test_what_takes_long_is_said(worker):
+    def doing(label, **values):
+        return f"training for {label} ..."
+
+    panel = Panel(View("A sentence.", draw, doing=doing, label=["x", "y"], step=range(5)), worker)
+    assert panel.figure.busy and panel.figure.doing == "training for x ..."
+    worker.wait()
+    assert not panel.figure.busy
+
+
 def test_the_next_key_goes_through_the_seeds_and_around(worker):
     panel = panel_of(worker, seed=range(3))
     seen = []

@@ -69,6 +69,16 @@ def test_pairs_are_filtered_and_sorted_by_confidence(run, order):
     assert kept == pytest.approx(wanted, abs=1e-5) and 0 < len(kept) < 24
 
 
+def test_the_title_says_what_was_asked_for(run):
+    def title(**asked):
+        return "".join(text.get_text() for text in show_samples(run, "car", **asked).figure.texts)
+
+    assert title() == "car, seed 0"
+    sorted_alone = title(order="least confident first")
+    assert "64 of 64 samples" in sorted_alone and "teachers" not in sorted_alone
+    assert "0.01 or more of both teachers" in title(least=0.01)
+
+
 def test_a_bound_that_no_sample_reaches_is_reported(run):
     with pytest.raises(ValueError, match="lower bound"):
         show_samples(run, "car", least=1.01)

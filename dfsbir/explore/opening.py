@@ -9,6 +9,7 @@ __all__ = ['EXTRA', 'open_explorer', 'packaged_notebook', 'explorer_command', 's
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -102,13 +103,16 @@ def serve_explorer(
 
 
 def _run(words: list[str], env: dict[str, str]) -> int:
-    "Runs a server; Ctrl-C ends it quietly."
+    "Runs a server; Ctrl-C ends it quietly, and it ends with this process."
     process = subprocess.Popen(words, env=env)
+    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     try:
         return process.wait()
     except KeyboardInterrupt:
         process.terminate()
         return process.wait()
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 # %% ../../nbs/11_explore/17_opening.ipynb #e03203a5
 def copy_tour(

@@ -65,11 +65,18 @@ class ScrollHere(anywidget.AnyWidget):
     "Brings its place on the page into view when it is first shown, and never again."
 
     _esm = """
+    const TIMES = [300, 1000, 2000, 4000];  // ms: what is below still grows, and JupyterLab, which
+      // runs all cells, goes to the last one
+
     function render({ model, el }) {
       if (model.get('done')) return;
       model.set('done', true);
       model.save_changes();
-      setTimeout(() => el.scrollIntoView({ block: 'start', behavior: 'smooth' }), 300);
+      const timers = TIMES.map(time => setTimeout(() => el.scrollIntoView(), time));
+      const stop = () => timers.forEach(clearTimeout);  // whoever acts is not moved any more
+      for (const kind of ['wheel', 'pointerdown', 'keydown'])
+        window.addEventListener(kind, stop, { capture: true, once: true });
+      return stop;
     }
     export default { render };
     """

@@ -1,6 +1,7 @@
 "Opening the explorer and the tour, without a server."
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -87,3 +88,22 @@ def test_the_tour_is_copied_without_outputs_and_never_overwritten(tmp_path):
     assert ["".join(cell["source"]) for cell in cells] == kept and len(kept) == len(texts) - 1
     copy.write_text("work of the user")
     assert copy_tour(tmp_path / "new").read_text() == "work of the user"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGTERM to catch")
+def test_a_server_ends_with_the_command_that_started_it():
+    code = """
+import sys
+from dfsbir.explore import opening
+server = [sys.executable, "-c", "import os, time; print(os.getpid(), flush=True); time.sleep(600)"]
+opening.explorer_command = lambda *given: (server, None)
+opening.serve_explorer()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True
+    ) as command:
+        server = int(command.stdout.readline())
+        command.terminate()
+        command.wait(60)
+    with pytest.raises(ProcessLookupError):
+        os.kill(server, 0)

@@ -46,7 +46,8 @@ def plot_metrics(
     ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     ax.set_title(prefix.strip("/"), fontsize=10)
     if ax.lines:
-        ax.legend(fontsize=7, frameon=False, ncols=2)
+        inches = ax.get_position().width * ax.figure.get_figwidth()
+        ax.legend(fontsize=7, frameon=False, ncols=1 if inches < 4 else 2)
 
 
 def read_preview(

@@ -63,3 +63,13 @@ def test_steps_and_logs_that_are_not_there(run, tmp_path):
     empty = Run(tmp_path)
     with pytest.raises(ValueError, match="logged nothing"):
         show_curves(empty)
+
+
+@pytest.mark.parametrize("width", [3.25, 9.0, 12.0])
+def test_a_legend_leaves_half_of_a_narrow_plot_free(run, width):
+    picture = show_curves(run, width)
+    picture.figure.draw_without_rendering()
+    for ax in picture.axes:
+        legend, plot = ax.get_legend().get_window_extent(), ax.get_window_extent()
+        assert plot.x0 <= legend.x0 and legend.x1 <= plot.x1
+        assert legend.width < 0.75 * plot.width

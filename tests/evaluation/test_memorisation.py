@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from dfsbir.data.toy import toy_pairs
+from dfsbir.data.toy_shapes import TOY_CLASSES
+from dfsbir.evaluation.membership import confidence, exposure
 from dfsbir.evaluation.memorisation import (
     as_pixels,
     compare_nearest,
@@ -12,6 +14,7 @@ from dfsbir.evaluation.memorisation import (
     nearest_distances,
     show_closest,
 )
+from dfsbir.teachers.training import train_teacher
 
 
 def vectors(n, seed):
@@ -71,3 +74,16 @@ def test_closest_pairs_are_shown():
     estimates = train.images()[:8]
     found = compare_nearest(*(as_pixels(x) for x in (estimates, train.images(), held_out.images())))
     assert len(show_closest(found, estimates, train, held_out, n=3).axes) == 9
+
+
+def test_canaries_that_were_inserted_stand_out_in_a_teacher():
+    "Eight never, eight four times: exposure of the second group is far above chance."
+    classes = list(TOY_CLASSES[:3])
+    photos = toy_pairs(60, 32, seed=3, classes=classes)[0]
+    canaries, labels = make_canaries(216, 32, 3, 3)
+    infected = insert_canaries(photos, canaries[:16], labels[:16], [0] * 8 + [4] * 8)
+    teacher = train_teacher(infected, photos, epochs=15, augment=False, progress=False)
+    with torch.no_grad():
+        scores = confidence(teacher(canaries).logits.log_softmax(1), labels)
+    never, four_times = exposure(scores[:16], scores[16:]).view(2, 8).mean(1).tolist()
+    assert never < 3.5 and four_times > never + 1

@@ -69,8 +69,8 @@ def html_table(
     lines = ["".join(cell(name, "th") for name in head)]
     lines += ["".join(cell(value) for value in row) for row in rows]
     body = "".join(f"<tr>{line}</tr>" for line in lines)
-    caption = f"<caption>{html.escape(caption)}</caption>" if caption else ""
-    return f'<div class="dfs-table"><table>{caption}{body}</table></div>'
+    title = f'<div class="dfs-title">{html.escape(caption)}</div>' if caption else ""
+    return f'{title}<div class="dfs-table"><table>{body}</table></div>'
 
 
 def runs_table(
@@ -92,6 +92,8 @@ def runs_table(
 # %% ../../nbs/11_explore/06_compare.ipynb #c2f004ed
 def _shown(value) -> str:
     "A setting as text; one that does not exist in a run is a dash."
+    if isinstance(value, float):
+        return f"{value:.6g}"
     return "–" if value is None else str(value)
 
 

@@ -31,7 +31,7 @@ STYLE = """<style>
 .dfs-table { overflow-x: auto; margin: 4px 0 12px; color: var(--jp-content-font-color1, inherit);
   scrollbar-width: thin; }
 .dfs-table table { border-collapse: collapse; font-size: 13px; }
-.dfs-table caption { text-align: left; font-weight: 600; padding: 2px 0; white-space: nowrap; }
+.dfs-title { font-weight: 600; margin-top: 4px; color: var(--jp-content-font-color1, inherit); }
 .dfs-table th, .dfs-table td { text-align: left; padding: 3px 14px 3px 0; vertical-align: bottom;
   border-bottom: 1px solid var(--jp-border-color2, #ccc); }
 .dfs-table td { white-space: nowrap; }
@@ -39,7 +39,6 @@ STYLE = """<style>
 .dfs-page summary { cursor: pointer; color: var(--jp-content-font-color1, inherit); }
 @media (max-width: 500px) {
   .dfs-table table { font-size: 12px; }
-  .dfs-table caption { white-space: normal; }
   .dfs-table th, .dfs-table td { padding-right: 8px; }
 }
 .dfs-page { --jp-widgets-dropdown-arrow: url("data:image/svg+xml,%3Csvg xmlns='http://www.w3.org\

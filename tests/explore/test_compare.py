@@ -93,6 +93,16 @@ def test_comparison_names_every_class_and_setting(runs, sets, is_png):
     assert is_png(png_bytes(picture))
 
 
+def test_the_title_of_a_wide_table_does_not_scroll_away():
+    text = html_table(["a"], [["b"]], "all runs")
+    assert text.index("all runs") < text.index("dfs-table")  # outside of what scrolls
+
+
+def test_settings_have_digits_that_can_be_read():
+    text = settings_table(("a", "b"), [("weight", 2.1714724095162588, 3e-05)])
+    assert "2.17147<" in text and "3e-05" in text
+
+
 def test_settings_that_one_run_lacks_are_folded():
     both, own = ("seed", 1, 2), ("pairs.strokes", 12, None)
     text = settings_table(("a", "b"), [both, own])

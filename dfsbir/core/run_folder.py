@@ -148,7 +148,7 @@ class RunFolder:
         for name in self.RESULTS:
             place = self.path / name
             if place.is_dir():
-                if any(place.iterdir()):
+                if any(file.suffix != ".lock" for file in place.iterdir()):
                     return True
             elif place.is_file() and place.stat().st_size:
                 return True

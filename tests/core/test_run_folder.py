@@ -75,6 +75,8 @@ def test_a_folder_without_results_is_begun_anew(tmp_path, made):
     "A run that died at once does not keep its folder; one that has made anything does."
     RunFolder(tmp_path / "run", CONFIG)
     (tmp_path / "run" / "record.json").write_text("{}")
+    (tmp_path / "run" / "teachers").mkdir()
+    (tmp_path / "run" / "teachers" / "photo.lock").touch()  # of a process that was killed
     run = RunFolder(tmp_path / "run", {"lr": 0.2})
     assert not run.has_results
     assert RunFolder(tmp_path / "run").config["parameters"] == {"lr": 0.2}

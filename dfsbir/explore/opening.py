@@ -143,7 +143,11 @@ def open_tour(
     "Opens a copy of the tour in JupyterLab, until it is interrupted."
     _require("jupyterlab", "ipywidgets", "anywidget")
     notebook = copy_tour(folder)
-    words = [sys.executable, "-m", "jupyterlab", str(notebook), "--ip=127.0.0.1"]
+    words = [sys.executable, "-m", "jupyterlab", "--ip=127.0.0.1"]
+    words.append(f"--ServerApp.root_dir={notebook.parent.resolve()}")
+    words.append(f"--LabApp.default_url=/lab/tree/{notebook.name}")
+    if hasattr(os, "geteuid") and os.geteuid() == 0:  # as in a container
+        words.append("--allow-root")
     if port:
         words.append(f"--port={port}")
     if not browser:

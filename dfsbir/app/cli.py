@@ -122,7 +122,7 @@ def _add_teacher(commands):
     add(
         "--lr",
         type=float,
-        help="peak of the learning rate; 1e-3 for fine-tuning (default: .003; .005 with --epsilon)",
+        help="peak of the learning rate; 1e-3 for fine-tuning (default: .003; 2 with --epsilon)",
     )
     add("--batch", type=int, help="images a step (default: 16; 256 with --epsilon)")
     add(

@@ -25,7 +25,7 @@ TEST_IMAGES = 500  # of the toy set, where the test images are "toy"
 
 
 USUAL = {"net": "small", "epochs": 10, "lr": 3e-3, "batch": 16}  # what is not said
-PRIVATE = {"net": "small-gn", "epochs": 30, "lr": 5e-3, "batch": 256}  # with --epsilon
+PRIVATE = {"net": "small-gn", "epochs": 30, "lr": 2.0, "batch": 256}  # with --epsilon
 
 
 def _train(args: Namespace, train: ImageSet) -> Teacher:

@@ -47,7 +47,7 @@ class PrivateRecipe:
     noise_multiplier: float | None = None  # sigma; None: the smallest that gives epsilon
     epochs: int = 30  # passes over the images, in expectation
     batch_size: int = 256  # images a step, in expectation
-    lr: float = 5e-3  # of Adam
+    lr: float = 2.0  # of SGD; gradients are clipped, so a rate of one or two is usual
     clip: float = 1.0  # C, largest norm of the gradient of an image
     multiplicity: int = 4  # K, augmented views of an image in a step; 1 view without augmentation
     ema_decay: float = 0.95  # of the running average of the weights; 0: the last weights
@@ -196,7 +196,7 @@ class _PrivateTrainer:
         opacus = _require_opacus()
         self.net = opacus.grad_sample.GradSampleModule(self.model, loss_reduction="sum")
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.Adam(self.parameters, recipe.lr)
+        self.optimizer = torch.optim.SGD(self.parameters, recipe.lr)
         self.average = [p.detach().clone() for p in self.parameters]
         weights = sum(p.numel() for p in self.parameters)
         self.images_at_once = max(1, _GRADIENT_BYTES // (4 * weights * views))
@@ -212,7 +212,7 @@ class _PrivateTrainer:
                 bar.update()
                 if step % per_epoch == 0 or step == self.plan.steps:
                     after_epoch(step, self)
-        self._take_average()
+        self.swap_average()
         self.net.to_standard_module()
 
     def _step(self, step: int):
@@ -253,9 +253,12 @@ class _PrivateTrainer:
             mean.lerp_(p, 1 - decay)
 
     @torch.no_grad()
-    def _take_average(self):
+    def swap_average(self):
+        "Puts the averaged weights into the net, and the net's in their place."
         for mean, p in zip(self.average, self.parameters, strict=True):
+            last = p.clone()
             p.copy_(mean)
+            mean.copy_(last)
 
 # %% ../../nbs/04_teachers/12_private_training.ipynb #56a15674
 def _check_public(init, pretrained: bool, public: str):
@@ -312,9 +315,11 @@ def train_private_teacher(
 
     def measure(step, trainer):
         if val is not None:
+            trainer.swap_average()
             trainer.model.eval()
             val_accuracy, val_loss = accuracy(trainer.model, val)
             trainer.model.train()
+            trainer.swap_average()
             history.append(dict(step=step, val_loss=val_loss, val_accuracy=val_accuracy))
 
     trainer.run(progress, measure)

@@ -235,7 +235,7 @@ def main():
     add("--epochs", type=int, default=20, help="of private teachers")
     add("--usual-epochs", type=int, default=10, help="of the others")
     add("--batch", type=int, default=256)
-    add("--lr", type=float, default=5e-3)
+    add("--lr", type=float, default=2.0, help="of private teachers")
     add("--multiplicity", type=int, default=2)
     add("--pairs", type=int, default=1024)
     add("--steps", type=int, default=100, help="of each batch of pictures")

@@ -195,15 +195,17 @@ def test_command(line):
 
 
 def changes(text):
-    "The settings that `-p changes` is given somewhere in a text."
-    return [json.loads(words) for words in re.findall(r"-p\s+changes\s+'(\{[^']*\})'", text)]
+    "What `-p changes` is given somewhere in a text, with the preset named before it, if any."
+    found = re.findall(r"(?:-p\s+preset\s+(\w+)\s+)?-p\s+changes\s+'(\{[^']*\})'", text)
+    return [(preset or "dfsbir", json.loads(words)) for preset, words in found]
 
 
 @pytest.mark.parametrize("name", TEXT)
 def test_changes_are_settings(name):
     "They belong to fine-grained retrieval on the pages about it."
-    config = FineGrainedConfig() if "fine_grained" in name else CrossXConfig()
-    for change in changes(TEXT[name]):
+    for preset, change in changes(TEXT[name]):
+        fine = "fine_grained" in name
+        config = FineGrainedConfig() if fine else CrossXConfig.preset(preset)
         config.changed(change)
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import configparser
+import importlib
 import json
 import re
 import subprocess
@@ -164,6 +165,22 @@ def test_no_long_line_is_exported(path):
     text = re.sub(r"^__all__ = \[.*?\]$", "", text, count=1, flags=re.MULTILINE | re.DOTALL)
     long = [line for line in text.splitlines() if len(line) > 100]
     assert not long, f"lines over 100 characters: {long}"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=short)
+def test_names_that_a_notebook_imports_are_there(path):
+    "Not every notebook runs in every test, and a name that moved is seen at once."
+    missing = []
+    for source in cells(path, "code"):
+        lines = [line for line in source.splitlines() if not line.lstrip().startswith(("%", "!"))]
+        for node in ast.walk(ast.parse("\n".join(lines))):
+            if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("dfsbir"):
+                continue
+            module = importlib.import_module(node.module)
+            missing += [
+                f"{node.module}.{n.name}" for n in node.names if not hasattr(module, n.name)
+            ]
+    assert not missing
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=short)

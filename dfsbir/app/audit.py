@@ -75,8 +75,7 @@ def reference_ratio(
     "The likelihood ratio, with teachers of the same net trained on random halves of all images."
     labels = torch.cat([members.labels, others.labels])
     images = torch.cat([members.images(), others.images()])
-    pixels = (images * 255).round().to(torch.uint8)
-    pool = ImageSet(pixels, labels, list(members.classes), members.modality)
+    pool = ImageSet(images, labels, list(members.classes), members.modality)
     halves = random_halves(len(pool), references, seed)
     net = f"{model.card['source']}/{model.card['name']}"
     how = {k: model.card[k] for k in ("epochs", "lr", "batch_size", "augment") if k in model.card}

@@ -226,6 +226,21 @@ class ImageSet(Dataset):
             self.broken,
         )
 
+    def with_pixels(
+        self,
+        pixels: Tensor,  # (N,C,S,S) uint8, or float in [0,1], in the order of the images
+    ) -> "ImageSet":
+        "The same images, labels and names with other pixels, which are held in memory."
+        return ImageSet(
+            pixels,
+            self.labels,
+            self.classes,
+            self.modality,
+            self.paths,
+            self.instances,
+            self.broken,
+        )
+
     def split(
         self,
         fraction: float,  # share of every class that is held back, in (0,1)

@@ -102,12 +102,4 @@ def redraw_set(
     parts = [
         redraw(images.take(some).images(), pen)[0] for some in torch.arange(len(images)).split(64)
     ]
-    return ImageSet(
-        torch.cat(parts),
-        images.labels,
-        images.classes,
-        images.modality,
-        images.paths,
-        images.instances,
-        images.broken,
-    )
+    return images.with_pixels(torch.cat(parts))

@@ -461,14 +461,4 @@ def normalise_set(
             f"{'without' if images.paths is None else 'with'} paths"
         )
     reports = [normalise_sketch(path, images.size) for path in images.paths]
-    pixels = torch.stack([report.pixels for report in reports])
-    normalised = ImageSet(
-        pixels,
-        images.labels,
-        images.classes,
-        images.modality,
-        images.paths,
-        images.instances,
-        images.broken,
-    )
-    return normalised, reports
+    return images.with_pixels(torch.stack([report.pixels for report in reports])), reports

@@ -125,7 +125,7 @@ def show_closest(
         images = data.take(places[at]).images()
         rows.append(F.interpolate(images, (side, side), mode="bilinear", antialias=True))
     names = ("estimate", "training", "held out")
-    titles = [f"{name}" for name in names for _ in at]
+    titles = [name for name in names for _ in at]
     return show_images(torch.cat(rows), titles, columns=len(at))
 
 # %% ../../nbs/02_evaluation/05_memorisation.ipynb #ef5e13e6
@@ -158,6 +158,6 @@ def insert_canaries(
     counts = torch.tensor(times)
     more = canaries.repeat_interleave(counts, 0)
     images = F.interpolate(more, data.images().shape[-2:]) if len(more) else more
-    pixels = (torch.cat([data.images(), images.to(data.images())]) * 255).round().to(torch.uint8)
+    pixels = torch.cat([data.images(), images.to(data.images())])
     labels = torch.cat([data.labels, labels.repeat_interleave(counts)])
     return ImageSet(pixels, labels, data.classes, data.modality)

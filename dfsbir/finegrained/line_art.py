@@ -57,11 +57,4 @@ def line_art(
         (_shrink(batch, size, width, paper) * 255).round().to(torch.uint8)
         for batch, _ in images.loader(64)
     ]
-    return ImageSet(
-        torch.cat(small),
-        images.labels,
-        images.classes,
-        images.modality,
-        images.paths,
-        images.instances,
-    )
+    return images.with_pixels(torch.cat(small))

@@ -2,7 +2,6 @@
 
 import json
 import os
-import warnings
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ import torch
 from app.helpers import call, fails
 from conftest import ROOT
 from safetensors.torch import save_file
+from teachers.helpers import save_program
 
 from dfsbir.core.checkpoint import read_card
 from dfsbir.core.config import read_table
@@ -45,17 +45,8 @@ def save_as(kind, teacher, folder):
         save_file({k: v.clone().contiguous() for k, v in net.state_dict().items()}, path)
     elif kind == "pth":
         torch.save({"state_dict": net.state_dict()}, path)
-    elif kind == "pt":
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch.jit.save(torch.jit.trace(net, x), path)
-    elif kind == "pt2":
-        batch = ({0: torch.export.Dim("batch")},)
-        torch.export.save(torch.export.export(net, (x,), dynamic_shapes=batch), path)
     else:
-        pytest.importorskip("onnxscript")
-        pytest.importorskip("onnx2torch")
-        torch.onnx.export(net, (x,), path, dynamo=True, verbose=False)
+        save_program(net, x, path)
     return path
 
 

@@ -33,14 +33,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 from PIL import Image
-from search_speed import encoders_of, generated_items, generated_vectors, memory
+from search_speed import encoders_of, generated_vectors, memory, write_gallery
 from step_cost import make_run
 
 from dfsbir.core.device import make_fabric
 from dfsbir.core.types import Modality, PairBatch
 from dfsbir.inversion.buffer import ReplayBuffer
 from dfsbir.search.gallery import Gallery
-from dfsbir.search.gallery_file import write_rows
 from dfsbir.search.indexing import index_photos
 
 SIZES = {
@@ -147,19 +146,6 @@ def pairs_kept(device, count) -> dict:
 
         found["adding and saving, ms"] = milliseconds(save, device)
     return found
-
-
-def write_gallery(folder, count, dim=64):
-    "A gallery file of generated vectors, written in pieces."
-    write_rows(
-        folder / "gallery.safetensors",
-        generated_items(count),
-        generated_vectors(count, dim, seed=0),
-        (b"thumbnail" for _ in range(count)),
-        encoder="generated",
-        broken=[],
-        roots=[],
-    )
 
 
 def gallery(device, count) -> dict:

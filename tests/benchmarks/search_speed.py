@@ -293,23 +293,26 @@ def latency_of(search, queries, repeat=20):
     return f"{1000 * one:.2f} ms alone, {1000 * many / len(queries):.2f} ms of {len(queries)}"
 
 
+def write_gallery(folder, count, dim=64):
+    "A gallery file of generated vectors, written in pieces."
+    write_rows(
+        folder / "gallery.safetensors",
+        generated_items(count),
+        generated_vectors(count, dim, seed=0),
+        (b"thumbnail" for _ in range(count)),
+        encoder="generated",
+        broken=[],
+        roots=[],
+    )
+
+
 def growth(home, count, dim):
     "A generated gallery of this size: written, opened, searched exactly and by both indexes."
     folder = home / f"generated{count}"
     folder.mkdir()
     queries = torch.cat(list(generated_vectors(100, dim, seed=1)))
     before = memory()["own"]
-    writing = seconds(
-        lambda: write_rows(
-            folder / "gallery.safetensors",
-            generated_items(count),
-            generated_vectors(count, dim, seed=0),
-            (b"thumbnail" for _ in range(count)),
-            encoder="generated",
-            broken=[],
-            roots=[],
-        )
-    )
+    writing = seconds(lambda: write_gallery(folder, count, dim))
     size = (folder / "gallery.safetensors").stat().st_size / 1e6
     print(
         f"\n{count} generated photos, {dim} numbers each: written in {writing:.1f} s, {size:.0f} MB"

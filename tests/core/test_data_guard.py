@@ -4,6 +4,7 @@ import asyncio
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -130,8 +131,9 @@ def test_threads_begun_inside_are_guarded_until_it_ends(image):
         assert pool.submit(read, image).result(10) == (4, 4)
 
 
-def test_threads_begun_elsewhere_meanwhile_are_free(image):
-    "A page that shows photos starts its threads while a run trains in another one."
+@contextmanager
+def guarded_elsewhere():
+    "Inside this block another thread is in a guard."
     entered, leave = threading.Event(), threading.Event()
 
     def guarded():
@@ -139,15 +141,20 @@ def test_threads_begun_elsewhere_meanwhile_are_free(image):
             entered.set()
             leave.wait(10)
 
-    trainer = threading.Thread(target=guarded)
-    trainer.start()
-    entered.wait(10)
+    thread = threading.Thread(target=guarded)
+    thread.start()
     try:
-        with ThreadPoolExecutor(1) as pool:
-            assert pool.submit(read, image).result(10) == (4, 4)
+        assert entered.wait(10)
+        yield
     finally:
         leave.set()
-        trainer.join()
+        thread.join()
+
+
+def test_threads_begun_elsewhere_meanwhile_are_free(image):
+    "A page that shows photos starts its threads while a run trains in another one."
+    with guarded_elsewhere(), ThreadPoolExecutor(1) as pool:
+        assert pool.submit(read, image).result(10) == (4, 4)
 
 
 def test_threads_of_threads_are_guarded(image):
@@ -175,21 +182,8 @@ def test_a_guarded_thread_guards_those_that_it_begins(image):
 
 
 def test_a_guard_in_one_thread_leaves_the_main_thread_alone(image):
-    entered, leave = threading.Event(), threading.Event()
-
-    def guarded():
-        with data_free():
-            entered.set()
-            leave.wait(10)
-
-    thread = threading.Thread(target=guarded)
-    thread.start()
-    entered.wait(10)
-    try:
+    with guarded_elsewhere():
         assert read(image) == (4, 4)
-    finally:
-        leave.set()
-        thread.join()
 
 
 def test_tasks_of_one_thread_are_apart(image):

@@ -300,7 +300,9 @@ def test_mistakes_are_found_before_the_run_folder_is_made(tmp_path, change, name
         ("seed", -1),
         ("device", "gpu"),
         pytest.param(
-            "device", "cuda", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="")
+            "device",
+            "cuda",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="a card is here"),
         ),
         ("results", "."),
     ],

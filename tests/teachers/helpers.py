@@ -1,5 +1,8 @@
-"A tiny classifier whose batch norms have statistics, and images of noise."
+"A tiny classifier whose batch norms have statistics, files of programs, and images of noise."
 
+import warnings
+
+import pytest
 import torch
 from torch import nn
 
@@ -40,3 +43,18 @@ def brightness_set(n=60, modality="photo", size=16):
     grain = noise(n, Modality(modality).channels, size, seed=1)
     images = labels.float()[:, None, None, None] / 3 + (0.2 * grain).clamp(0, 1)
     return ImageSet(images, labels, CLASSES, modality)
+
+
+def save_program(net, x, path):
+    "The net as TorchScript (.pt), torch.export (.pt2) or ONNX (.onnx), by the name of the file."
+    if path.suffix == ".pt":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.jit.save(torch.jit.trace(net, x), path)
+    elif path.suffix == ".pt2":
+        batch = ({0: torch.export.Dim("batch")},)
+        torch.export.save(torch.export.export(net, (x,), dynamic_shapes=batch), path)
+    else:
+        pytest.importorskip("onnxscript")
+        pytest.importorskip("onnx2torch")
+        torch.onnx.export(net, (x,), path, dynamo=True, verbose=False)

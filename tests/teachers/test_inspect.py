@@ -1,12 +1,18 @@
 "What is found out about a file, over the kinds of files and architectures."
 
 import json
-import warnings
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from teachers.helpers import CLASSES, brightness_set, make_teacher, noise, tiny_net
+from teachers.helpers import (
+    CLASSES,
+    brightness_set,
+    make_teacher,
+    noise,
+    save_program,
+    tiny_net,
+)
 
 from dfsbir.core.checkpoint import UnsafeCheckpoint
 from dfsbir.data.image_set import ImageSet
@@ -59,17 +65,8 @@ def save_as(kind, folder):
         torch.save(net.state_dict(), path)
     elif kind == "safetensors":
         save_teacher(make_teacher(net, card=dict(source="dfsbir", name="tiny")), path)
-    elif kind == "pt":
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch.jit.save(torch.jit.trace(net, x), path)
-    elif kind == "pt2":
-        batch = ({0: torch.export.Dim("batch")},)
-        torch.export.save(torch.export.export(net, (x,), dynamic_shapes=batch), path)
     else:
-        pytest.importorskip("onnxscript")
-        pytest.importorskip("onnx2torch")
-        torch.onnx.export(net, (x,), path, dynamo=True, verbose=False)
+        save_program(net, x, path)
     return path
 
 

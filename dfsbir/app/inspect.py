@@ -8,6 +8,7 @@ __all__ = ['TOY_IMAGES', 'TEST_SIDE', 'read_class_names', 'describe', 'describe_
 # %% ../../nbs/12_app/12_inspect.ipynb #25e6c9128849a9082cbabcd81d96e43d
 import json
 from argparse import Namespace
+from functools import partial
 from pathlib import Path
 
 from .inputs import read_images
@@ -141,18 +142,14 @@ def describe(
 
 
 def _inspect(args: Namespace, place: int) -> Inspection:
-    "Inspects one of the files, with its test images if they can be read already."
-    path, known = args.files[place], _known(args, place)
-    found = inspect_checkpoint(path, known)
+    "Inspects one of the files, on its test images where there are any."
+    path, known, folder = args.files[place], _known(args, place), _at(args.test, place)
+    images = partial(_read_test, folder) if folder else None
+    found = inspect_checkpoint(path, known, images)
     if "modality" in found.missing and len(args.files) == 2:
         known["modality"] = str(MODALITIES[place])
-        found = inspect_checkpoint(path, known)
-    folder = _at(args.test, place)
-    if not folder or found.missing:
-        return found
-    modality = Modality(found.card["modality"])
-    images = _read_test(folder, modality, found.card["input"]["size"])
-    return inspect_checkpoint(path, known, images)
+        found = inspect_checkpoint(path, known, images)
+    return found
 
 
 def _names_itself(path: str) -> bool:

@@ -7,7 +7,7 @@ __all__ = ['FAMILIES', 'matching_nets', 'Inspection', 'inspect_checkpoint']
 
 # %% ../../nbs/04_teachers/08_inspect.ipynb #b3107770
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -383,7 +383,8 @@ def _missing(card: dict, kind: str) -> list[str]:
 def inspect_checkpoint(
     path: str | Path,
     card: dict | None = None,  # what is known already
-    images: ImageSet | None = None,  # labelled, to measure the accuracy on
+    # labelled, to measure the accuracy on; or a function of modality and side that reads them
+    images: ImageSet | Callable[[Modality, int], ImageSet] | None = None,
 ) -> Inspection:
     "What a checkpoint is and what its card lacks; no code in it is run."
     path = Path(path)
@@ -422,9 +423,11 @@ def inspect_checkpoint(
     return found
 
 
-def _measure(found: Inspection, path: Path, images: ImageSet | None):
+def _measure(found: Inspection, path: Path, images):
     "Loads the teacher to see that it works, and measures its accuracy."
     teacher = load_teacher(path, found.card)
+    if callable(images):
+        images = images(teacher.modality, teacher.normalizer.size)
     found.head, found.outputs = teacher.head, len(teacher.classes)
     found.batch_norms = len(teacher.bn_targets())
     if images is None:

@@ -147,3 +147,19 @@ def test_files_that_cannot_be_read(tmp_path):
     (tmp_path / "x.pth").write_bytes(b"nothing")
     with pytest.raises(UnsafeCheckpoint, match="x.pth"):
         inspect_checkpoint(tmp_path / "x.pth")
+
+
+def test_images_are_read_once_the_card_says_how(tmp_path):
+    "Modality and side come from the card; nothing is read where it is not complete."
+    asked = []
+
+    def read(modality, size):
+        asked.append((modality, size))
+        return brightness_set()
+
+    path = save_as("safetensors", tmp_path)
+    found = inspect_checkpoint(path, images=read)
+    assert asked == [("photo", 16)]
+    assert found.accuracy == inspect_checkpoint(path, images=brightness_set()).accuracy
+    assert inspect_checkpoint(save_as("pth", tmp_path), images=read).missing
+    assert len(asked) == 1

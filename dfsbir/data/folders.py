@@ -29,19 +29,21 @@ class FileSource:
     paths: list[str]
     modality: Modality
     size: int  # side in px
+    whole: bool = False  # photos, too, are padded with white and not cut
 
     def __len__(self):
         return len(self.paths)
 
     def __getitem__(self, i):
-        return open_image(self.paths[i], self.modality, self.size)
+        return open_image(self.paths[i], self.modality, self.size, self.whole)
 
     def take(
         self,
         positions: Tensor,  # (M,) long
     ) -> "FileSource":
         "The images at some positions."
-        return FileSource([self.paths[i] for i in positions], self.modality, self.size)
+        paths = [self.paths[i] for i in positions]
+        return FileSource(paths, self.modality, self.size, self.whole)
 
 # %% ../../nbs/01_data/05_folders.ipynb #f0ae0d54
 def _decode_readable(source, modality, keep, on_error, workers):

@@ -77,6 +77,12 @@ def _square_photo(image, size):
     return ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BICUBIC)
 
 
+def _whole_photo(image, size):
+    "RGB, the long side scaled to `size`, padded with white."
+    photo = image.convert("RGB")
+    return ImageOps.pad(photo, (size, size), Image.Resampling.BICUBIC, color=(255,) * 3)
+
+
 def _square_sketch(image, size):
     "Grey, the long side scaled to `size`, padded with white; thin lines of large scans survive."
     shrinks_much = min(image.size) > 2 * size
@@ -84,7 +90,7 @@ def _square_sketch(image, size):
     return ImageOps.pad(image.convert("L"), (size, size), method, color=255)
 
 # %% ../../nbs/01_data/00_image_files.ipynb #3cdaa2be
-def _open(path, modality, size):
+def _open(path, modality, size, whole):
     "The canonical Pillow image in a file."
     with Image.open(path) as image:
         if image.width * image.height > MAX_PIXELS:
@@ -98,9 +104,9 @@ def _open(path, modality, size):
             image = _to_8_bits(image)
         elif "A" in image.mode or "a" in image.mode or "transparency" in image.info:
             image = _on_white(image)
-        if modality is Modality.PHOTO:
-            return _square_photo(image, size)
-        return _square_sketch(image, size)
+        if modality is Modality.SKETCH:
+            return _square_sketch(image, size)
+        return (_whole_photo if whole else _square_photo)(image, size)
 
 
 def open_image(
@@ -108,11 +114,12 @@ def open_image(
     # "photo": RGB, the short side scaled and the middle cut out; "sketch": grey, padded with white
     modality: str,
     size: int,  # side of the result in px
+    whole: bool = False,  # a photo, too, is padded with white and not cut: products on white
 ) -> Tensor:  # (C,size,size) uint8; C is 3 for a photo and 1 for a sketch
     "A canonical image from a file: upright, 8 bit, opaque, square. Raises BrokenImage."
     modality = Modality(modality)
     try:
-        image = _open(path, modality, size)
+        image = _open(path, modality, size, whole)
     except _DAMAGED as e:
         raise BrokenImage(path, f"{type(e).__name__}: {e}") from e
     pixels = torch.from_numpy(np.array(image))

@@ -20,7 +20,7 @@ from .image_set import ImageSet
 from .manifest import Manifest
 
 # %% ../../nbs/01_data/09_instance_pairs.ipynb #18e114ef
-def _pair_sets(files, category, size, on_error, cached, workers):
+def _pair_sets(files, category, size, on_error, cached, workers, whole=False):
     "(photos, sketches) of {modality: [(path, name of the photo)]}, all of one class."
     number = {name: k for k, (_, name) in enumerate(files[Modality.PHOTO])}
     known = number
@@ -38,7 +38,7 @@ def _pair_sets(files, category, size, on_error, cached, workers):
         if not paths:
             raise FileNotFoundError(f"no {modality} images of {category!r} were found")
         images = gather_images(
-            FileSource(paths, modality, size),
+            FileSource(paths, modality, size, whole),
             [0] * len(paths),
             [category],
             modality,
@@ -123,6 +123,7 @@ def read_qmul_v2(
     on_error: str = "raise",  # "raise": stop at the first broken image; "skip": list it in .broken
     cached: bool | None = None,  # keep the bytes in memory; None: yes if under 1 GiB
     workers: int = 0,  # processes that decode; 0: this one
+    whole: bool = False,  # photos are padded with white, and not cut to a square
 ) -> tuple[ImageSet, ImageSet]:  # photos and sketches, several sketches a photo
     """QMUL ShoeV2 and ChairV2 (Yu et al. 2021); equal .instances show the same object.
 
@@ -135,7 +136,7 @@ def read_qmul_v2(
     if manifest is not None:
         manifest.check(root)
     files = _drawings_by_name(photo_folder, sketch_folder, "_")
-    return _pair_sets(files, root.name, size, on_error, cached, workers)
+    return _pair_sets(files, root.name, size, on_error, cached, workers, whole)
 
 
 def read_shoes3(
@@ -146,6 +147,7 @@ def read_shoes3(
     on_error: str = "raise",  # "raise": stop at the first broken image; "skip": list it in .broken
     cached: bool | None = None,  # keep the bytes in memory; None: yes if under 1 GiB
     workers: int = 0,  # processes that decode; 0: this one
+    whole: bool = False,  # photos are padded with white, and not cut to a square
 ) -> tuple[ImageSet, ImageSet]:  # photos and sketches, up to three sketches a photo
     """Shoes in colour, each drawn by up to three people; equal .instances show the same shoe.
 
@@ -158,7 +160,7 @@ def read_shoes3(
     if manifest is not None:
         manifest.check(root, split)
     files = _drawings_by_name(photo_folder, sketch_folder, "-")
-    return _pair_sets(files, "shoes", size, on_error, cached, workers)
+    return _pair_sets(files, "shoes", size, on_error, cached, workers, whole)
 
 # %% ../../nbs/01_data/09_instance_pairs.ipynb #fc0c54e8
 def read_photos(
@@ -167,13 +169,14 @@ def read_photos(
     on_error: str = "raise",  # "raise": stop at the first broken image; "skip": list it in .broken
     cached: bool | None = None,  # keep the bytes in memory; None: yes if under 1 GiB
     workers: int = 0,  # processes that decode; 0: this one
+    whole: bool = False,  # padded with white, and not cut to a square
 ) -> ImageSet:  # of one class, named as the folder
     "Unlabelled photos. Raises BrokenImage, FileNotFoundError."
     root = Path(root)
     paths = [str(path) for path in images_in(root)] if root.is_dir() else []
     if not paths:
         raise FileNotFoundError(f"{root} holds no image (known suffixes: {sorted(IMAGE_SUFFIXES)})")
-    source = FileSource(paths, Modality.PHOTO, size)
+    source = FileSource(paths, Modality.PHOTO, size, whole)
     labels = [0] * len(paths)
     return gather_images(
         source, labels, [root.name], Modality.PHOTO, paths, on_error, cached, workers

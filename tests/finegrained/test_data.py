@@ -1,6 +1,7 @@
 """The images of an experiment."""
 
 import pytest
+from PIL import Image, ImageDraw
 
 from dfsbir.core.config import ConfigError
 from dfsbir.finegrained.data import InstanceDataConfig, read_instance_data
@@ -56,6 +57,42 @@ def test_real_chairs_as_line_art(data_dir):
     assert len(data.unseen[0]) == 115 and data.train[0].size == 32
     assert data.judgements[:, 0].unique().tolist() == list(range(97))
     assert len(data.unseen_judgements[:, 0].unique()) == 115
+
+
+@pytest.fixture
+def boots(tmp_path):
+    "shoes3's layout: a wide photo and two drawings of it, large and in a corner, per split."
+    for split in ("train", "test"):
+        for n in range(4):
+            photo = Image.new("RGB", (136, 102), "white")
+            photo.paste((90, 30, 20), (0, 20, 130 - 20 * n, 90))
+            (tmp_path / split / "photo").mkdir(parents=True, exist_ok=True)
+            (tmp_path / split / "sketch").mkdir(parents=True, exist_ok=True)
+            photo.save(tmp_path / split / "photo" / f"{n}.png")
+            for k, corner in enumerate(((10, 60, 240, 190), (150, 20, 198, 47))):
+                sketch = Image.new("L", (256, 256), 255)
+                ImageDraw.Draw(sketch).rectangle(corner, outline=0, width=2)
+                sketch.save(tmp_path / split / "sketch" / f"{n}-{k}.png")
+    return tmp_path
+
+
+def test_framed_images_show_everything_at_one_size(boots):
+    config = InstanceDataConfig(
+        dataset="shoes3", root=str(boots), unlabelled=str(boots / "test/photo"), framed=True
+    )
+    data = read_instance_data(config, 40, unlabelled=True)
+    photos, sketches = data.test
+    longer = [
+        max((image.amin(0) < 0.8).any(k).sum().item() for k in (0, 1))
+        for images in (photos.images(), sketches.images(), data.unlabelled.images())
+        for image in images
+    ]
+    assert set(longer) <= {35, 36, 37}, "objects fill .9 of 40 px"
+    shapes = sketches.images()
+    assert (shapes[0] - shapes[1]).abs().mean() < 0.1, "the corner's drawing looks like the large"
+    first = photos.images()[0].amin(0) < 0.8
+    height = first.any(1).sum().item()
+    assert abs(height - 36 * 70 / 130) <= 1, "nothing was cut off the wide photo"
 
 
 def test_real_shoes3(data_dir):

@@ -8,6 +8,7 @@ from dfsbir.finegrained.instances import InstancePairs
 from dfsbir.finegrained.losses import triplet_loss
 from dfsbir.finegrained.objective import FineGrainedLoss, Learner, teacher_features
 from dfsbir.finegrained.views import ViewSampler
+from dfsbir.losses.metric import infonce_loss
 
 
 def test_teacher_features(teacher, toy):
@@ -53,6 +54,16 @@ def test_the_cross_modal_term(make_loss):
     photo, sketch = (f[0] for f in loss.learner(list(step.groups.values())))
     wanted = triplet_loss(sketch, photo, step.instances, step.instances, 0.7)
     assert loss(step).item() == pytest.approx(wanted.item())
+
+
+def test_infonce_beside_the_triplets(make_loss):
+    loss, sampler = make_loss("triplet", **{"pairs.infonce.weight": 0.5})
+    step = sampler.draw()
+    loss.learner.eval()
+    photo, sketch = (f[0] for f in loss.learner(list(step.groups.values())))
+    total, values = loss(step), loss.log()
+    assert values["infonce"] == pytest.approx(infonce_loss(photo, sketch, 0.07).item())
+    assert total.item() == pytest.approx(values["cross"] + 0.5 * values["infonce"])
 
 
 @pytest.mark.parametrize("preset", ("jigsaw-pretext", "regress"))

@@ -75,6 +75,10 @@ def build_cold_distiller(
     students, classes = config.students, len(class_map.classes)
     space = MetricSpace.random(classes, max(students.dim, classes + 2), config.seed)
     nets = {Modality.PHOTO: students.net, Modality.SKETCH: students.sketch_net or students.net}
+    sizes = {
+        Modality.PHOTO: students.input_size,
+        Modality.SKETCH: students.sketch_input_size or students.input_size,
+    }
     encoders = {
         m: cold_encoder(
             teachers[m],
@@ -82,7 +86,7 @@ def build_cold_distiller(
             space,
             nets[m] or None,
             students.temperature,
-            students.input_size or 0,
+            sizes[m] or 0,
             students.flip_tta,
         )
         for m in MODALITIES

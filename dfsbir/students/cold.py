@@ -14,7 +14,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from ..core.config import Config
@@ -96,6 +96,7 @@ def cold_encoder(
     fresh = build_net(source, architecture, len(classes))
     if net:
         normalizer = input_of(source, teacher.normalizer.size, fresh, architecture)
+        normalizer.pen = teacher.normalizer.pen
     else:
         normalizer = Normalizer(**teacher.normalizer.card())
     normalizer.size = size or normalizer.size
@@ -107,10 +108,13 @@ def cold_encoder(
 
 
 def share_net(photo: Encoder, sketch: Encoder) -> Encoder:
-    "A sketch encoder with the photo encoder's network and input."
+    "A sketch encoder with the photo encoder's network and input, and the pen of its drawings."
+    pen = sketch.normalizer.pen
     sketch.net = photo.net
     sketch.normalizer = copy.deepcopy(photo.normalizer)
-    sketch.card = {**sketch.card, **{k: photo.card[k] for k in ("net", "classifier", "input")}}
+    sketch.normalizer.pen = pen
+    shared = {name: photo.card[name] for name in ("net", "classifier")}
+    sketch.card = {**sketch.card, **shared, "input": sketch.normalizer.card()}
     return sketch
 
 # %% ../../nbs/06_students/04_cold.ipynb #9eacc0f2
@@ -125,6 +129,9 @@ class ColdConfig(Config):
     dim: int = Field(64, ge=2, description="of the shared space; it grows to what classes need")
     input_size: int | None = Field(
         None, ge=8, description="side of their input, px; null: the teacher's"
+    )
+    sketch_input_size: int | None = Field(
+        None, ge=8, description="side of the sketch student's input, px; null: as input_size"
     )
     flip_tta: bool = Field(
         True, description="encoders embed an image with its mirror image, at twice the work"
@@ -145,6 +152,15 @@ class ColdConfig(Config):
     blend: float = Field(1.0, ge=0, le=1, description="share of views blended with another")
     batch: int = Field(256, ge=2, description="pairs a step")
     ema_decay: float = Field(0.99, ge=0, lt=1, description="of the weights' moving average")
+
+    @model_validator(mode="after")
+    def _one_net_has_one_input(self):
+        if self.shared and (self.sketch_net or self.sketch_input_size):
+            raise ValueError(
+                "one shared net has one name and one input: leave sketch_net and "
+                f"sketch_input_size out; found {self.sketch_net!r} and {self.sketch_input_size}"
+            )
+        return self
 
     @property
     def head(self) -> HeadSpec:

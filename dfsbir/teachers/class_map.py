@@ -98,7 +98,7 @@ class ClassMap:
     photo: Tensor  # (C_photo,) long: the shared class of each of its classes, -1 for none
     sketch: Tensor  # (C_sketch,) long
     dropped: dict[str, list[str]]  # per modality: own names that the other has not
-    ambiguous: dict[str, list[str]]  # per modality: own names that occur twice, left out
+    ambiguous: dict[str, list[str]]  # per modality: own names of more than one meaning, left out
     near: list[str]  # pairs of unmatched names that look alike
     _moved: dict = field(default_factory=dict, repr=False, compare=False)
 
@@ -188,9 +188,10 @@ def _targets(classes: list[str], renames: dict[str, str]) -> tuple[list, list[st
     "The shared name of each class, None where it is ambiguous; and the ambiguous classes."
     names = [plain_name(c) for c in classes]
     times = Counter(name for name in names if name not in renames)
-    twice = {name for name, count in times.items() if count > 1}
-    targets = [renames.get(name, None if name in twice else name) for name in names]
-    return targets, [c for c, name in zip(classes, names, strict=True) if name in twice]
+    left_out = {name for name, count in times.items() if count > 1}
+    left_out |= {name for name, shared in renames.items() if not shared}
+    targets = [None if name in left_out else renames.get(name, name) for name in names]
+    return targets, [c for c, name in zip(classes, names, strict=True) if name in left_out]
 
 
 def _singular(name: str) -> str:

@@ -131,6 +131,7 @@ _OWN = {
     "small": SmallNet,
     "grey": partial(SmallNet, channels=1),
     "medium": partial(SmallNet, widths=(48, 96, 192, 384)),
+    "deep": partial(SmallNet, widths=(16, 32, 64, 128, 256)),
     "plain": PlainNet,
     "tiny": partial(SmallNet, widths=(8, 16)),
     "small-gn": partial(SmallNet, norm=group_norm),

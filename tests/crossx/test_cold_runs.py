@@ -87,6 +87,20 @@ def test_one_encoder_for_both(teachers):
     assert all(torch.equal(photo[k], sketch[k]) for k in photo)
 
 
+def test_each_student_has_an_input_of_its_own(teachers):
+    sizes = {"students.input_size": 24, "students.sketch_input_size": 20}
+    encoders = build_crossx(*teachers, small(**sizes)).fit(progress=False)
+    assert [encoders[m].normalizer.size for m in MODALITIES] == [24, 20]
+
+
+@pytest.mark.parametrize(
+    "change", [{"students.sketch_net": "dfsbir/grey"}, {"students.sketch_input_size": 20}]
+)
+def test_a_shared_net_has_one_name_and_one_input(change):
+    with pytest.raises(ConfigError, match="shared"):
+        small(**{"students.shared": True, **change})
+
+
 def test_baselines_at_the_same_budget(teachers):
     config = small()
     photos, sketches = toy_pairs(30, size=28, classes=NAMES)

@@ -229,6 +229,16 @@ def test_another_architecture_and_input_size(teachers):
     assert encoder.normalizer.size == 32
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_pen_of_the_drawings_is_kept(teachers, shared):
+    teachers[Modality.SKETCH].normalizer.pen = 0.05
+    made = [cold_encoder(teachers[m], SAME, SPACE, "dfsbir/tiny", size=20) for m in MODALITIES]
+    sketch = share_net(*made) if shared else made[1]
+    assert sketch.normalizer.pen == sketch.card["input"]["pen"] == 0.05
+    assert made[0].normalizer.pen is None
+    assert sketch.normalizer.size == 20
+
+
 def test_a_net_that_cannot_be_named_is_refused():
     nameless = Teacher(build_net("dfsbir", "tiny", 3), NAMES, Normalizer(16), "photo")
     with pytest.raises(ValueError, match="by name"):

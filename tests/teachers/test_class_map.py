@@ -4,7 +4,8 @@ import pytest
 import torch
 from teachers.helpers import CLASSES
 
-from dfsbir.teachers.class_map import align_classes, plain_name
+from dfsbir.data.image_set import ImageSet
+from dfsbir.teachers.class_map import align_classes, plain_name, to_shared
 
 PHOTO = ["Beagle", "pug", "sports_car", "tree", "ship", "dog"]
 SKETCH = ["tree", "dog", "Sports Car", "moon"]
@@ -61,6 +62,15 @@ def test_an_alias_says_that_two_names_are_one():
     m = align_classes(["hot dog", "Hot_Dog", "cup"], ["hot dog", "cup"], aliases)
     hot_dog, cup = m.classes.index("hot dog"), m.classes.index("cup")
     assert m.assignment("photo").tolist() == [hot_dog, hot_dog, cup]
+
+
+def test_an_empty_alias_takes_a_name_of_two_meanings_out():
+    names = ["cup", "mouse", "Mouse_"]
+    m = align_classes(names, ["mouse", "cup"], {"mouse": "", "Mouse ": ""})
+    assert m.classes == ["cup"] and m.dropped == {"photo": [], "sketch": []}
+    assert m.ambiguous == {"photo": ["mouse", "Mouse_"], "sketch": ["mouse"]}
+    data = ImageSet(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), [0, 1], ["cup", "mouse"], "sketch")
+    assert len(to_shared(data, m.classes, {"mouse": ""})) == 1
 
 
 def test_accents_are_equal_however_they_are_encoded():

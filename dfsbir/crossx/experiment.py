@@ -474,12 +474,23 @@ class Setup:
         return class_map
 
 
+def _check_pairs_from(p: Mapping):
+    "Raises where the run whose pairs are wanted is not there, or two presets would take them."
+    folder = Path(p["pairs_from"] or ".")
+    if p["pairs_from"] and p["preset"] == "both":
+        raise ValueError("pairs_from is for one preset; found preset 'both'")
+    begun = (Path(p["run_folder"]) / "checkpoints" / "last.safetensors").is_file()
+    if p["pairs_from"] and not begun and not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"pairs_from is no run: {folder} has no config.json")
+
+
 def prepare_experiment(
     p: Mapping,  # all parameters of run_experiment.ipynb
 ) -> tuple[Setup, dict[str, CrossXConfig]]:  # and a config for each preset
     "Everything that can be read and checked before the run folder is touched."
     check_choice("preset", p["preset"], [*CrossXConfig.PRESETS, "both"])
     presets = ["dfsbir", "paper"] if p["preset"] == "both" else [p["preset"]]
+    _check_pairs_from(p)
     setup = Setup.of(p)
     shared, own = split_changes(read_table(p["changes"], "changes"), CrossXConfig.PRESETS)
     configs = {name: setup.config(name, shared, own[name]) for name in presets}
@@ -498,7 +509,7 @@ def open_run(
     need_bytes: int = 200_000_000,  # disk space that it needs
 ) -> RunFolder:
     "The run folder; config.json gets every parameter, but those that only say where things lie."
-    places = ("run_folder", "teachers_folder", "results")
+    places = ("run_folder", "teachers_folder", "results", "pairs_from")
     decisive = {name: value for name, value in p.items() if name not in places}
     decisive |= {f"crossx.{name}": value for name, value in config.flat().items()}
     return RunFolder(p["run_folder"], decisive, need_bytes)

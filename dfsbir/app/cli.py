@@ -90,7 +90,9 @@ examples:
   dfsbir teacher photo toy photo.safetensors --test toy
   dfsbir teacher photo pets/train photo.safetensors --test pets/test \\
       --net torchvision/resnet18 --pretrained --lr 1e-3 --size 128
-  dfsbir teacher photo pets/train photo.safetensors --epsilon 8 --delta 1e-5"""
+  dfsbir teacher photo pets/train photo.safetensors --epsilon 8 --delta 1e-5
+  dfsbir teacher photo pets/train photo.safetensors --epsilon 8 \\
+      --pretrained --public ImageNet-1k --head-only"""
 
 
 def _add_teacher(commands):
@@ -149,6 +151,12 @@ def _add_teacher(commands):
         default="",
         metavar="TEXT",
         help="with --epsilon and --pretrained: the public data of the weights, as ImageNet-1k",
+    )
+    add(
+        "--head-only",
+        action="store_true",
+        help="with --epsilon and --pretrained: train the last linear layer, the rest stays as it "
+        "is; batch norm is allowed (default net: efficientnet-lite/lite0)",
     )
     add(
         "--seed",

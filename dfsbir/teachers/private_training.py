@@ -136,9 +136,10 @@ def require_separate_images(
     net: nn.Module,  # (N,C,S,S) -> (N,classes)
     channels: int,  # of its input
     size: int,  # side of its input, px
+    training: bool = True,  # as it behaves in training; else in evaluation, as a frozen trunk
 ):
     "Raises ValueError where an image's output depends on others, or training stores statistics."
-    net = copy.deepcopy(net).train()
+    net = copy.deepcopy(net).train(training)
     x = torch.rand(3, channels, size, size, generator=torch.Generator().manual_seed(0))
     others = torch.cat([x[:1], 1 - x[1:]])
     before = {name: value.clone() for name, value in net.named_buffers()}
@@ -153,8 +154,9 @@ def require_separate_images(
         raise ValueError(
             f"private training needs a net that treats each image by itself; this one has "
             f"{', '.join(sorted(kinds)) or 'layers that mix or store them'}. Take small-gn, "
-            "timm/resnet50_gn, timm/convnext_atto or timm/vit_tiny_patch16_224, or replace its "
-            "batch norms by opacus.validators.ModuleValidator.fix"
+            "timm/resnet50_gn, timm/convnext_atto or timm/vit_tiny_patch16_224, replace its "
+            "batch norms by opacus.validators.ModuleValidator.fix, or train the last layer alone "
+            "on a frozen public trunk (head_only)"
         )
 
 # %% ../../nbs/04_teachers/12_private_training.ipynb #c017f34c
@@ -171,7 +173,34 @@ def clipped_sum(
     return [torch.einsum("n,n...->...", factors, g.nan_to_num(0.0, 0.0, 0.0)) for g in means]
 
 # %% ../../nbs/04_teachers/12_private_training.ipynb #9c5d129e
-_GRADIENT_BYTES = 400_000_000  # of the per-image gradients that are held at a time
+_GRADIENT_BYTES = 40_000_000  # of the per-image gradients that are held at a time
+
+
+class _NewViews:
+    "Images with views that are drawn anew for each step."
+
+    def __init__(
+        self,
+        data: ImageSet,
+        views: int,  # K of an image; 1 without augmentation
+        augment: bool,
+    ):
+        self.data, self.views, self.augment = data, views, augment
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def take(
+        self,
+        at: Tensor,  # (n,) places
+        generator: torch.Generator,  # of the augmentation
+    ) -> tuple[Tensor, Tensor]:  # (n*K,C,H,W) views of an image in a row; (n*K,) labels
+        "The net's input."
+        part = self.data.take(at)
+        x = part.images().repeat_interleave(self.views, 0)
+        if self.augment:
+            x = augment_batch(x, self.data.modality, generator)
+        return x, part.labels.repeat_interleave(self.views)
 
 
 class _PrivateTrainer:
@@ -179,18 +208,15 @@ class _PrivateTrainer:
 
     def __init__(
         self,
-        model: nn.Sequential,  # normalizer, net
-        train: ImageSet,
+        model: nn.Module,  # all of its weights are trained
+        inputs,  # of the model: views of images, or their features
         recipe: PrivateRecipe,
         plan: NoisePlan,
-        views: int,  # of an image; 1 without augmentation
-        augment: bool,
         noise_seed: int,  # secret
         device: torch.device,
     ):
         self.model = model.to(device).train()
-        self.train, self.recipe, self.plan, self.device = train, recipe, plan, device
-        self.views, self.augment = views, augment
+        self.inputs, self.recipe, self.plan, self.device = inputs, recipe, plan, device
         self.generator = torch.Generator().manual_seed(noise_seed)
         self.noise = torch.Generator(device).manual_seed(noise_seed + 1)
         opacus = _require_opacus()
@@ -199,7 +225,7 @@ class _PrivateTrainer:
         self.optimizer = torch.optim.SGD(self.parameters, recipe.lr)
         self.average = [p.detach().clone() for p in self.parameters]
         weights = sum(p.numel() for p in self.parameters)
-        self.images_at_once = max(1, _GRADIENT_BYTES // (4 * weights * views))
+        self.images_at_once = max(1, _GRADIENT_BYTES // (4 * weights * inputs.views))
 
     def run(self, progress: bool, after_epoch) -> None:
         "All steps; the net then has the averaged weights."
@@ -217,13 +243,13 @@ class _PrivateTrainer:
 
     def _step(self, step: int):
         "One update; a batch may be empty, and is then noise alone."
-        taken = torch.rand(len(self.train), generator=self.generator) < self.plan.sampling_rate
+        taken = torch.rand(len(self.inputs), generator=self.generator) < self.plan.sampling_rate
         total = [torch.zeros_like(p) for p in self.parameters]
         for at in taken.nonzero()[:, 0].split(self.images_at_once):
             for sum_, more in zip(total, self._clipped(at), strict=True):
                 sum_ += more
         scale = self.plan.noise_multiplier * self.recipe.clip
-        expected = self.plan.sampling_rate * len(self.train)
+        expected = self.plan.sampling_rate * len(self.inputs)
         for p, sum_ in zip(self.parameters, total, strict=True):
             noise = torch.randn(p.shape, generator=self.noise, device=self.device)
             p.grad = (sum_ + scale * noise) / expected
@@ -234,15 +260,12 @@ class _PrivateTrainer:
         "The clipped sum of some images."
         if not len(at):
             return [torch.zeros_like(p) for p in self.parameters]
-        part = self.train.take(at)
-        x = part.images().repeat_interleave(self.views, 0)
-        if self.augment:
-            x = augment_batch(x, self.train.modality, self.generator)
-        y = part.labels.repeat_interleave(self.views)
+        x, y = self.inputs.take(at, self.generator)
         self.net.zero_grad(set_to_none=True)
         loss = F.cross_entropy(self.net(x.to(self.device)), y.to(self.device), reduction="sum")
         loss.backward()
-        found = clipped_sum([p.grad_sample for p in self.parameters], self.views, self.recipe.clip)
+        gradients = [p.grad_sample for p in self.parameters]
+        found = clipped_sum(gradients, self.inputs.views, self.recipe.clip)
         self.net.zero_grad(set_to_none=True)
         return found
 
@@ -260,9 +283,67 @@ class _PrivateTrainer:
             p.copy_(mean)
             mean.copy_(last)
 
+# %% ../../nbs/04_teachers/12_private_training.ipynb #3b9c52e0
+@torch.no_grad()
+def _linear_head(trunk: Teacher) -> nn.Linear:
+    "The last linear layer. Raises ValueError where the logits are not its output for the features."
+    head = dict(trunk.net.named_modules()).get(trunk.head)
+    size, channels = trunk.normalizer.size, trunk.modality.channels
+    noise = torch.rand(2, channels, size, size, generator=torch.Generator().manual_seed(0))
+    device = next(trunk.net.parameters()).device
+    out = trunk(noise.to(device), bn=False)
+    fits = isinstance(head, nn.Linear) and head.in_features == out.features.shape[1]
+    if not fits or not torch.allclose(head(out.features), out.logits, rtol=1e-3, atol=1e-4):
+        raise ValueError(
+            "a head can be trained alone where a net ends with an nn.Linear on one vector of "
+            f"features; this one ends with {trunk.head}, {type(head).__name__}"
+        )
+    return head
+
+
+class _Features:
+    "Features of the views of all images, computed once by a frozen trunk."
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        trunk: Teacher,
+        data: ImageSet,
+        views: int,  # K of an image, the image itself among them
+        seed: int,  # secret, of the augmentation
+        device: torch.device,
+    ):
+        generator = torch.Generator().manual_seed(seed)
+        self.views, self.labels = views, data.labels
+        found = []
+        for at in torch.arange(len(data)).split(128):
+            x = data.take(at).images()
+            each = [x]
+            each += [augment_batch(x, data.modality, generator) for _ in range(views - 1)]
+            features = [trunk(v.to(device), bn=False).features.cpu() for v in each]
+            found.append(torch.stack(features, 1))
+        self.features = torch.cat(found)  # (N,K,F)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(
+        self,
+        at: Tensor,  # (n,) places
+        generator: torch.Generator,  # not used: the views are there
+    ) -> tuple[Tensor, Tensor]:  # (n*K,F) views of an image in a row; (n*K,) labels
+        "The head's input."
+        labels = self.labels[at].repeat_interleave(self.views)
+        return self.features[at].flatten(0, 1), labels
+
 # %% ../../nbs/04_teachers/12_private_training.ipynb #56a15674
-def _check_public(init, pretrained: bool, public: str):
+def _check_public(init, pretrained: bool, public: str, head_only: bool):
     "Raises where it is not said what the start was trained on, or that is private itself."
+    if head_only and not pretrained and init is None:
+        raise ValueError(
+            "a frozen trunk wants public weights, and there are none: found head_only=True, "
+            "pretrained=False, init None"
+        )
     if bool(public) != bool(pretrained or init is not None):
         raise ValueError(
             "weights to start from are named as public data, as public='ImageNet-1k', and only "
@@ -278,7 +359,7 @@ def _check_public(init, pretrained: bool, public: str):
 def train_private_teacher(
     data: ImageSet,  # training images, one modality; all are trained on
     recipe: PrivateRecipe = PrivateRecipe(),
-    net: str | nn.Module = "small-gn",  # a net without batch norm, by name or as a module
+    net: str | nn.Module = "small-gn",  # by name or as a module; no batch norm, except head_only
     val: ImageSet | None = None,  # other images, for the history; they choose nothing
     size: int | None = None,  # side of the net's input, px; None: the data's
     seed: int = 0,  # of the first weights, which are public
@@ -286,6 +367,7 @@ def train_private_teacher(
     pretrained: bool = False,  # start from the source's weights
     init: nn.Module | None = None,  # a teacher or net whose fitting weights to start from
     public: str = "",  # what the start was trained on, as "ImageNet-1k"
+    head_only: bool = False,  # train the last linear layer; the rest is public and frozen
     noise_seed: int | None = None,  # None: secret; a number is for tests, and no guarantee is made
     fabric=None,  # device; None: what this machine has. Arithmetic is float32
     out: str | Path | None = None,  # file to save to
@@ -293,32 +375,38 @@ def train_private_teacher(
 ) -> Teacher:  # its card's `privacy` says what is guaranteed
     """Trains a classifier by DP-SGD (Abadi et al. 2016, De et al. 2022).
 
+    With head_only the first view of an image is the image itself, and its views are drawn once.
     Raises ValueError where the net mixes images, delta is too large, or a start is not named.
     """
     fabric = fabric or make_fabric()
     if fabric.world_size > 1:
         raise ValueError(f"private training runs in one process; found {fabric.world_size}")
-    _check_public(init, pretrained, public)
-    plan = NoisePlan.of(recipe, len(data))
+    _check_public(init, pretrained, public, head_only)
     views = recipe.multiplicity if augment else 1
     with fork_rng(seed):
         net, source, name = start_net(net, len(data.classes), pretrained)
         if init is not None:
             adopt_weights(net, (init.net if isinstance(init, Teacher) else init).state_dict())
         normalizer = input_of(source, size or data.size, net, name)
-    require_separate_images(net, normalizer.channels, normalizer.size)
+    require_separate_images(net, normalizer.channels, normalizer.size, training=not head_only)
+    plan = NoisePlan.of(recipe, len(data))
     secret = secrets.randbits(62) if noise_seed is None else noise_seed
-    trainer = _PrivateTrainer(
-        nn.Sequential(normalizer, net), data, recipe, plan, views, augment, secret, fabric.device
-    )
+    model = nn.Sequential(normalizer, net).to(fabric.device)
+    if head_only:
+        trunk = Teacher(net, data.classes, normalizer, data.modality)
+        trained = _linear_head(trunk).requires_grad_(True)
+        inputs = _Features(trunk, data, views, secret + 2, fabric.device)
+    else:
+        trained, inputs = model, _NewViews(data, views, augment)
+    trainer = _PrivateTrainer(trained, inputs, recipe, plan, secret, fabric.device)
     history = []
 
     def measure(step, trainer):
         if val is not None:
             trainer.swap_average()
-            trainer.model.eval()
-            val_accuracy, val_loss = accuracy(trainer.model, val)
-            trainer.model.train()
+            model.eval()
+            val_accuracy, val_loss = accuracy(model, val)
+            trained.train()
             trainer.swap_average()
             history.append(dict(step=step, val_loss=val_loss, val_accuracy=val_accuracy))
 
@@ -328,7 +416,9 @@ def train_private_teacher(
         source=source, name=name, seed=seed, pretrained=pretrained, augment=augment
     )
     teacher.card["accuracy"] = {} if val is None else {"validation": accuracy(teacher, val)[0]}
-    teacher.card["privacy"] = _privacy_card(recipe, plan, views, public, noise_seed, teacher)
+    teacher.card["privacy"] = _privacy_card(
+        recipe, plan, views, public, head_only, noise_seed, teacher
+    )
     teacher.history = history
     if out is not None:
         save_teacher(teacher, out)
@@ -340,6 +430,7 @@ def _privacy_card(
     plan: NoisePlan,
     views: int,
     public: str,
+    head_only: bool,
     noise_seed: int | None,
     teacher: Teacher,
 ) -> dict:
@@ -357,5 +448,6 @@ def _privacy_card(
         steps=plan.steps,
         multiplicity=views,
         public=public or "nothing",
+        trained="the last linear layer" if head_only else "all weights",
         weights=teacher.digest(),
     )

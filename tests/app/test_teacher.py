@@ -53,6 +53,9 @@ def test_private_teacher_mistakes(tmp_path, capsys):
     few = ("teacher", "photo", "toy", tmp_path / "t.safetensors", "--images", 40, "--epsilon", 8)
     assert "BatchNorm2d" in fails(capsys, *few, "--batch", 20, *TINY)
     assert "1/40" in fails(capsys, *few, "--delta", 0.1, "--size", SIDE)
+    head = ("teacher", "photo", "toy", tmp_path / "t.safetensors", "--head-only")
+    assert "--epsilon" in fails(capsys, *head, "--images", 40)
+    assert "public" in fails(capsys, *head, "--images", 40, "--epsilon", 8)
 
 
 def test_teacher_on_quickdraw_bitmaps(tmp_path):

@@ -2,13 +2,15 @@
 
     python tests/benchmarks/privacy_curve.py --out runs/privacy                  # toy, 32 px
     python tests/benchmarks/privacy_curve.py --out runs/privacy --show           # the table so far
-    python tests/benchmarks/privacy_curve.py --data DATA --size 96 --net timm/resnet50_gn \\
-        --pretrained ImageNet-1k --out runs/privacy-pacs --device cuda
+    python tests/benchmarks/privacy_curve.py --data DATA --size 64 --net efficientnet-lite/lite0 \\
+        --pretrained ImageNet-1k --head-only --out runs/privacy-pacs
 
 For each seed and each epsilon (1, 3, 8 and none) two teachers of one net are trained, and from them
 students with random weights. The ceiling teaches the same students on the real images. Beside
 mAP@all stands the AUC of membership inference by the loss on the photo teacher and on the photo
-student. DATA holds train/photo, train/sketch, test/photo and test/sketch, each of class folders.
+student. With --head-only the last layer of public weights is trained and the rest is frozen; its
+"none" has the same training with a noise multiplier of .01, which bounds nothing. DATA holds
+train/photo, train/sketch, test/photo and test/sketch, each of class folders.
 
 Every part appends its rows to OUT/curve.jsonl as it ends. The same command goes on where it was
 stopped; a part that is there is not computed again.
@@ -18,7 +20,7 @@ import argparse
 import json
 import os
 import time
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -49,6 +51,18 @@ PHOTO, SKETCH = MODALITIES
 PARTS = ("teachers", "posteriors", "cold", "ceiling")
 
 
+@lru_cache(maxsize=8)
+def toy_images(images: int, size: int, classes: int, seed: int, split: str = "train"):
+    "Photos and sketches of the first toy classes; those of a seed serve every epsilon."
+    return toy_pairs(images, size, seed=seed, classes=list(TOY_CLASSES[:classes]), split=split)
+
+
+@lru_cache(maxsize=4)
+def folder_images(folder: Path, size: int):
+    "Photos and sketches of a folder, by modality."
+    return {m: read_folder(folder / str(m), m, size) for m in MODALITIES}
+
+
 class Curve:
     "The parts of one seed and one epsilon."
 
@@ -58,38 +72,32 @@ class Curve:
         self.name = "none" if epsilon is None else f"{epsilon:g}"
         self.home = Path(args.out) / f"seed-{seed}" / f"epsilon-{self.name}"
 
-    @cached_property
+    def _toy(self, images: int, seed: int, split: str = "train"):
+        return toy_images(images, self.args.size, self.args.classes, seed, split)
+
+    @property
     def train(self):
         "Training images; no photo and no sketch show the same thing."
         args = self.args
         if args.data != "toy":
-            root = Path(args.data) / "train"
-            return {m: read_folder(root / str(m), m, args.size) for m in MODALITIES}
-        classes = list(TOY_CLASSES[: args.classes])
-        seeds = (100 + self.seed, 200 + self.seed)
-        return {
-            m: toy_pairs(args.images, args.size, seed=s, classes=classes)[k]
-            for k, (m, s) in enumerate(zip(MODALITIES, seeds, strict=True))
-        }
+            return folder_images(Path(args.data) / "train", args.size)
+        photos, sketches = (self._toy(args.images, s + self.seed) for s in (100, 200))
+        return {PHOTO: photos[0], SKETCH: sketches[1]}
 
-    @cached_property
+    @property
     def test(self):
         args = self.args
         if args.data != "toy":
-            root = Path(args.data) / "test"
-            return {m: read_folder(root / str(m), m, args.size) for m in MODALITIES}
-        classes = list(TOY_CLASSES[: args.classes])
-        pair = toy_pairs(args.test_images, args.size, classes=classes, split="test")
+            return folder_images(Path(args.data) / "test", args.size)
+        pair = self._toy(args.test_images, 0, "test")
         return dict(zip(MODALITIES, pair, strict=True))
 
-    @cached_property
+    @property
     def non_members(self):
         "Photos that no teacher saw, of the kind of the training photos where that is possible."
-        args = self.args
-        if args.data != "toy":
+        if self.args.data != "toy":
             return self.test[PHOTO]
-        classes = list(TOY_CLASSES[: args.classes])
-        return toy_pairs(args.images, args.size, seed=900 + self.seed, classes=classes)[0]
+        return self._toy(self.args.images, 900 + self.seed)[0]
 
     @cached_property
     def teachers(self):
@@ -104,21 +112,23 @@ class Curve:
         start = dict(net=args.net, size=args.size, seed=self.seed, pretrained=bool(args.pretrained))
         shared = dict(fabric=self.fabric, out=file, progress=False)
         file.parent.mkdir(parents=True, exist_ok=True)
-        if self.epsilon is None:
+        data = self.train[modality]
+        if self.epsilon is None and not args.head_only:
             lr = 1e-3 if args.pretrained else 3e-3
-            data = self.train[modality]
             return train_teacher(data, epochs=args.usual_epochs, lr=lr, **start, **shared)
+        noise = dict(epsilon=self.epsilon)
+        if self.epsilon is None:
+            noise |= dict(noise_multiplier=0.01, accountant="rdp")
         recipe = PrivateRecipe(
-            epsilon=self.epsilon,
+            **noise,
             delta=args.delta,
             epochs=args.epochs,
             batch_size=args.batch,
             lr=args.lr,
             multiplicity=args.multiplicity,
         )
-        return train_private_teacher(
-            self.train[modality], recipe, public=args.pretrained, **start, **shared
-        )
+        start |= dict(public=args.pretrained, head_only=args.head_only)
+        return train_private_teacher(data, recipe, **start, **shared)
 
     @cached_property
     def class_map(self):
@@ -136,11 +146,12 @@ class Curve:
                 "pairs.photo.size": args.size,
                 "pairs.sketch.size": args.size,
                 "pairs.steps": args.steps,
-                "pairs.batch": min(256, args.pairs),
+                "pairs.batch": args.pair_batch or min(256, args.pairs),
                 "schedule.new_pairs": args.pairs,
                 "schedule.distill_steps": args.distill,
                 "students.net": args.student,
-                "students.batch": min(256, args.pairs),
+                "students.batch": args.distill_batch or min(256, args.pairs),
+                "students.input_size": args.student_size,
             },
         )
 
@@ -228,9 +239,12 @@ def main():
     add("--size", type=int, default=32)
     add("--net", default="small-gn", help="of the teachers; without batch norm")
     add("--pretrained", default="", metavar="TEXT", help="public data of the net's weights")
+    add("--head-only", action="store_true", help="freeze the rest of private teachers")
     add("--student", default="dfsbir/small")
+    add("--student-size", type=int, help="side of its input, px; the teachers' if it is not said")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2])
     add("--epsilons", nargs="+", default=["1", "3", "8", "none"])
+    add("--parts", nargs="+", choices=PARTS, default=PARTS)
     add("--delta", type=float, default=1e-5)
     add("--epochs", type=int, default=20, help="of private teachers")
     add("--usual-epochs", type=int, default=10, help="of the others")
@@ -238,8 +252,10 @@ def main():
     add("--lr", type=float, default=2.0, help="of private teachers")
     add("--multiplicity", type=int, default=2)
     add("--pairs", type=int, default=1024)
+    add("--pair-batch", type=int, help="pictures that are estimated together")
     add("--steps", type=int, default=100, help="of each batch of pictures")
-    add("--distill", type=int, default=600)
+    add("--distill", type=int, default=600, help="steps of the students")
+    add("--distill-batch", type=int, help="pairs in each of them")
     add("--device", default="cpu")
     add("--minutes", type=float, default=float("inf"), help="begin no part after so long")
     add("--show", action="store_true", help="print the table and compute nothing")
@@ -249,7 +265,7 @@ def main():
     for seed in args.seeds if not args.show else []:
         for name in args.epsilons:
             curve = Curve(args, seed, None if name == "none" else float(name))
-            for part in PARTS:
+            for part in args.parts:
                 done = {(r["seed"], r["epsilon"], r["part"]) for r in read_rows(file)}
                 if (seed, curve.name, part) in done:
                     continue

@@ -6,14 +6,18 @@ import pytest
 import torch
 
 from dfsbir.finegrained.evaluation import InstanceReport
+from dfsbir.finegrained.experiment import FineStudy, write_result
 from dfsbir.finegrained.report import (
     Study,
+    beside_published,
     bridge_table,
     jitter,
+    links_table,
     order_of_methods,
     steadiness_table,
     unseen_table,
 )
+from dfsbir.finegrained.study import make_study
 
 
 def write_run(root, method, seed, ranks, variant="", spread=None, figures=(), unseen=None):
@@ -106,3 +110,43 @@ def test_unseen_figures(tmp_path):
     write_run(tmp_path, "full", 0, [1, 1], unseen=[1, 9])
     (line,) = unseen_table(Study.read([tmp_path])).splitlines()[2:]
     assert "0.500 | 1.000" in line
+
+
+def test_ours_stand_beside_the_published_figures(tmp_path):
+    for seed in (0, 1):
+        write_run(tmp_path, "strong", seed, [1, 9, 9, 9])
+        write_run(tmp_path, "strong", seed, [1, 1, 1, 9], variant="pretrained")
+    study = Study.read([tmp_path])
+    for variants, ours in (({}, "0.250"), ({"a": "pretrained"}, "0.750")):
+        lines = beside_published(study, variants)._repr_markdown_().splitlines()
+        (strong,) = [line for line in lines if line.startswith("| strong")]
+        assert strong.split() == ["|", "strong", "|", "0.442", "|", "0.712", "|", ours, "|"]
+    (full,) = [line for line in lines if line.startswith("| full")]
+    assert "0.483" in full or "0.484" in full
+
+
+def test_links_of_finished_runs(tmp_path, tiny_config):
+    "The teacher of the shared folder is found again, and no image set is needed but the run's."
+    data = dict(toy_images=16, toy_test=12, toy_unlabelled=10, validation=0)
+    for method in ("strong", "full"):
+        flat = tiny_config(method).flat()
+        changes = {k: v for k, v in flat.items() if k.split(".")[0] in ("encoder", "pairs")}
+        changes |= {"training.epochs": 1, "training.epoch_steps": 1}
+        if method == "full":
+            changes |= {"unlabelled.batch": 6, "distillation.k": 3}
+        study = FineStudy(
+            make_study(method, changes, {"unlabelled.batch": 6}, data=data),
+            tmp_path / "runs" / method,
+            tmp_path / "shared",
+        )
+        study.read()
+        study.prepare()
+        study.train()
+        write_result(study, study.measure())
+    teachers = sorted((tmp_path / "shared").iterdir())
+    table = links_table(Study.read([tmp_path / "runs"]), "toy-instance", tmp_path / "shared")
+    shown = table._repr_markdown_()
+    for words in ("before: ", "teacher: ", "full: shares", "strong: shares", "by chance"):
+        assert words in shown
+    assert sorted((tmp_path / "shared").iterdir()) == teachers, "no teacher was trained anew"
+    assert links_table(Study.read([tmp_path / "runs"]), "another", tmp_path) is None

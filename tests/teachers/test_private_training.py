@@ -1,5 +1,7 @@
 "Private training: the accountant against own computations, the gradient, and what a card says."
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +19,7 @@ from dfsbir.teachers.private_training import (
     require_separate_images,
     train_private_teacher,
 )
+from dfsbir.teachers.training import train_teacher
 
 IMAGES = 1000
 CASES = [(1.0, 100, 20), (2.0, 20, 4), (0.8, 250, 10)]  # noise, batch size, epochs
@@ -261,3 +264,78 @@ def test_a_delta_that_would_allow_to_publish_an_image(images):
 def test_validation_images_are_measured_and_choose_nothing(images):
     teacher = short_teacher(images, val=images)
     assert teacher.history and "validation" in teacher.card["accuracy"]
+
+
+PUBLIC = "drawings of other toy images"
+
+
+@pytest.fixture(scope="module")
+def trunk(images):
+    "A net with batch norm whose statistics and weights are public."
+    public = toy_pairs(60, 32, seed=7)[1]
+    return train_teacher(public, net="tiny", epochs=1, progress=False)
+
+
+def head_teacher(images, trunk, **changes):
+    how = dict(init=trunk, public=PUBLIC, head_only=True, progress=False)
+    return train_private_teacher(images, SHORT, "tiny", **how | changes)
+
+
+def test_a_private_head_leaves_the_public_trunk_as_it_was(images, trunk):
+    teacher = head_teacher(images, trunk)
+    before, after = trunk.net.state_dict(), teacher.net.state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"fc.weight", "fc.bias"}
+    assert teacher.bn_targets(), "the batch-norm prior is public too"
+    privacy = teacher.card["privacy"]
+    assert privacy["public"] == PUBLIC and "last" in privacy["trained"]
+    assert guarantee_of(teacher.card, teacher.digest())[0] == Guarantee(privacy["epsilon"], 1e-5)
+
+
+def test_a_step_of_a_private_head_equals_a_slow_loop(images, trunk):
+    "All images take part once, unaugmented, and the noise is too small to be seen."
+    recipe = PrivateRecipe(
+        None,
+        noise_multiplier=1e-6,
+        epochs=1,
+        batch_size=40,
+        lr=1.0,
+        clip=0.5,
+        multiplicity=1,
+        ema_decay=0.0,
+        accountant="rdp",
+    )
+    how = dict(init=trunk, public=PUBLIC, head_only=True, progress=False)
+    found = train_private_teacher(images, recipe, "tiny", **how).net.fc
+    weight, bias = trunk.net.fc.weight, trunk.net.fc.bias
+    total_weight, total_bias = torch.zeros_like(weight), torch.zeros_like(bias)
+    for image, label in zip(images.images(), images.labels, strict=True):
+        out = trunk(image[None])
+        error = out.posteriors[0].clone()
+        error[label] -= 1
+        gradient = torch.outer(error, out.features[0])
+        factor = min(1.0, 0.5 / (gradient.square().sum() + error.square().sum()).sqrt().item())
+        total_weight += factor * gradient
+        total_bias += factor * error
+    torch.testing.assert_close(found.weight, weight - total_weight / 40, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found.bias, bias - total_bias / 40, atol=1e-5, rtol=1e-4)
+
+
+def test_views_of_a_private_head_begin_with_the_image(images, trunk):
+    "One view and no augmentation are the same training; more views are another one."
+    once = replace(SHORT, multiplicity=1)
+    how = dict(init=trunk, public=PUBLIC, head_only=True, progress=False, noise_seed=3)
+    found = [train_private_teacher(images, once, "tiny", augment=a, **how) for a in (True, False)]
+    assert found[0].digest() == found[1].digest()
+    assert head_teacher(images, trunk, noise_seed=3).digest() != found[0].digest()
+
+
+def test_a_private_head_needs_public_weights_and_separate_images(images, trunk):
+    with pytest.raises(ValueError, match="public weights"):
+        head_teacher(images, None, public="")
+    with pytest.raises(ValueError, match="BatchNorm2d"):
+        head_teacher(images, trunk, head_only=False)
+    with pytest.raises(ValueError, match="mix"):
+        train_private_teacher(
+            images, SHORT, _Centred(), init=_Centred(), public=PUBLIC, head_only=True
+        )

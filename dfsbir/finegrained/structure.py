@@ -53,7 +53,7 @@ class Structure(Config):
             grid = grid + displacement.permute(0, 2, 3, 1)
         border = _border_colour(x)
         reach = self.width * x.shape[-1] / 64
-        x = _grow(x, uniform(reach).view(-1, 1, 1, 1), reach) - border
+        x = _grow(x, uniform(reach).view(-1, 1, 1, 1), reach * strength) - border
         if self.drop:
             cells = torch.rand(len(x), 1, 8, 8, generator=generator) >= self.drop * strength
             x = x * F.interpolate(cells.to(x), x.shape[-2:])

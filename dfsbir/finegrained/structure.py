@@ -85,10 +85,17 @@ def _border_colour(x):
     return border.median(2).values[..., None, None]
 
 
+def _largest_near(x):
+    "The maximum over each window of 3 x 3: far faster on a CPU than a pooling layer, and equal."
+    x = F.pad(x, (1, 1, 1, 1), value=-math.inf)
+    x = torch.maximum(torch.maximum(x[..., :-2], x[..., 1:-1]), x[..., 2:])
+    return torch.maximum(torch.maximum(x[..., :-2, :], x[..., 1:-1, :]), x[..., 2:, :])
+
+
 def _grow(x, growth, reach):
     "Dark parts grown by `growth` pixels (N,1,1,1), at most `reach`; shrunk where it is negative."
     for k in range(math.ceil(reach)):  # a pixel at a time
-        grown = x.lerp(-F.max_pool2d(-x, 3, 1, 1), (growth - k).clamp(0, 1))
-        shrunk = x.lerp(F.max_pool2d(x, 3, 1, 1), (-growth - k).clamp(0, 0.6))
+        grown = x.lerp(-_largest_near(-x), (growth - k).clamp(0, 1))
+        shrunk = x.lerp(_largest_near(x), (-growth - k).clamp(0, 0.6))
         x = torch.where(growth > 0, grown, shrunk)
     return x

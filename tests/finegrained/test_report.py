@@ -9,6 +9,7 @@ from dfsbir.finegrained.evaluation import InstanceReport
 from dfsbir.finegrained.experiment import FineStudy, write_result
 from dfsbir.finegrained.report import (
     Study,
+    any_drawing_table,
     beside_published,
     bridge_table,
     jitter,
@@ -123,6 +124,18 @@ def test_ours_stand_beside_the_published_figures(tmp_path):
         assert strong.split() == ["|", "strong", "|", "0.442", "|", "0.712", "|", ours, "|"]
     (full,) = [line for line in lines if line.startswith("| full")]
     assert "0.483" in full or "0.484" in full
+
+
+def test_any_of_several_drawings(tmp_path):
+    write_run(tmp_path, "strong", 0, [1, 9])
+    assert any_drawing_table(Study.read([tmp_path]), "a") is None
+    file = tmp_path / "strong--0" / "summary.json"
+    summary = json.loads(file.read_text())
+    report = InstanceReport(torch.tensor([1, 9, 9, 9]), 20, instances=torch.tensor([0, 0, 1, 1]))
+    summary["reports"]["last"]["metrics"] = report.metrics
+    file.write_text(json.dumps(summary))
+    lines = any_drawing_table(Study.read([tmp_path]), "a")._repr_markdown_().splitlines()
+    assert lines[2] == "| strong | 0.250 | 0.500 | 0.250 | 0.500 | 1 |"
 
 
 def test_links_of_finished_runs(tmp_path, tiny_config):

@@ -8,7 +8,6 @@ __all__ = ['proxy_anchor_loss', 'QueueContrast', 'infonce_loss', 'consistency_lo
 # %% ../../nbs/03_losses/03_metric.ipynb #57b03107
 import torch
 import torch.nn.functional as F
-from pytorch_metric_learning.losses import ProxyAnchorLoss
 from torch import Tensor, nn
 
 from dfsbir.losses.checks import (
@@ -20,16 +19,10 @@ from dfsbir.losses.checks import (
 from .cross_modal import log_posteriors
 
 # %% ../../nbs/03_losses/03_metric.ipynb #a69f95d0
-class _GivenProxies(ProxyAnchorLoss):
-    "pytorch-metric-learning's proxy-anchor loss around proxies that belong to the caller."
-
-    def __init__(self, proxies, **kwargs):
-        super().__init__(*proxies.shape, weight_init_func=lambda w: w, **kwargs)
-        del self.proxies
-        self.proxies = proxies
-
-    def cast_types(self, dtype, device):
-        "The caller's tensor is left as it is."
+def _log_one_plus(exponents, kept):
+    "log(1 + the sum of exp over the kept rows) of each column."
+    exponents = exponents.masked_fill(~kept, -torch.inf)
+    return torch.cat([exponents.new_zeros(1, exponents.shape[1]), exponents]).logsumexp(0)
 
 
 @full_precision
@@ -49,7 +42,11 @@ def proxy_anchor_loss(
             "wanted one space for both"
         )
     require_labels(labels, len(embeddings), len(proxies), "labels")
-    return _GivenProxies(proxies.to(embeddings), margin=margin, alpha=alpha)(embeddings, labels)
+    cosine = F.normalize(embeddings) @ F.normalize(proxies.to(embeddings)).T
+    own = labels[:, None] == torch.arange(len(proxies), device=labels.device)
+    near = _log_one_plus(-alpha * (cosine - margin), own)  # 0 for classes without an embedding
+    far = _log_one_plus(alpha * (cosine + margin), ~own)
+    return near.sum() / own.any(0).sum() + far.mean()
 
 # %% ../../nbs/03_losses/03_metric.ipynb #e2894a6e
 class QueueContrast(nn.Module):

@@ -78,6 +78,7 @@ CHANGES = [
     {"pairs.loss.adversarial": 1.0},
     {"pairs.loss.one_hot": 1.0, "pairs.loss.activation": 1.0, "pairs.loss.class_balance": 1.0},
     {"students.head.kind": "joint", "students.loss.infonce": 1.0},
+    {"students.loss.proxy_anchor": 1.0},
     {"students.head.kind": "feature", "students.loss.contrast": 1.0},
     {"students.optimizer.kind": "sgd", "pairs.optimizer.kind": "sgd"},
     {"students.start.kind": "cold"},

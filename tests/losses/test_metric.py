@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from pytorch_metric_learning.losses import ProxyAnchorLoss
 from torch import nn
 
 from dfsbir.core.checkpoint import load_state, save_state
@@ -38,6 +39,23 @@ def test_proxy_anchor_against_a_slow_loop(margin, alpha, seed):
     want = sum(own) / 4 + sum(other) / C
     found = proxy_anchor_loss(e, label, proxies, margin, alpha).item()
     assert found == pytest.approx(want, rel=1e-9)
+
+
+@pytest.mark.parametrize("alpha", (1.0, 32.0, 400.0))
+def test_proxy_anchor_is_the_librarys(alpha):
+    "Of pytorch-metric-learning, whose proxies are replaced; with its gradients."
+    labels = LABEL % 4  # class 4 does not occur
+    library = ProxyAnchorLoss(C, D, margin=0.1, alpha=alpha)
+    library.proxies.data = rows(9, C, D)
+    embeddings = [rows(3, c=D).requires_grad_() for _ in range(2)]
+    proxies = library.proxies.detach().clone().requires_grad_()
+    wanted = library(embeddings[0], labels)
+    found = proxy_anchor_loss(embeddings[1], labels, proxies, 0.1, alpha)
+    wanted.backward()
+    found.backward()
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-5)
+    assert torch.allclose(embeddings[1].grad, embeddings[0].grad, rtol=1e-3, atol=1e-5)
+    assert torch.allclose(proxies.grad, library.proxies.grad, rtol=1e-3, atol=1e-5)
 
 
 def test_proxy_anchor_trains_parameters_and_leaves_fixed_proxies_alone():

@@ -6,7 +6,8 @@
 __all__ = ['MODALITIES', 'PAIR_HELP', 'RUN_HELP', 'TEACHER_HELP', 'TEACHER_EXAMPLES', 'INSPECT_HELP', 'INSPECT_EXAMPLES',
            'EVALUATE_HELP', 'EVALUATE_EXAMPLES', 'AUDIT_HELP', 'AUDIT_EXAMPLES', 'INDEX_HELP', 'INDEX_EXAMPLES',
            'SEARCH_HELP', 'SEARCH_EXAMPLES', 'SWEEP_HELP', 'SWEEP_EXAMPLES', 'EXPLORE_HELP', 'EXPLORE_EXAMPLES',
-           'TOUR_HELP', 'TOUR_EXAMPLES', 'USER_ERRORS', 'DESCRIPTION', 'make_parser', 'describe_error', 'main']
+           'ATLAS_HELP', 'ATLAS_EXAMPLES', 'TOUR_HELP', 'TOUR_EXAMPLES', 'USER_ERRORS', 'DESCRIPTION', 'make_parser',
+           'describe_error', 'main']
 
 # %% ../../nbs/12_app/11_cli.ipynb #88058894
 import argparse
@@ -525,6 +526,13 @@ EXPLORE_EXAMPLES = """\
 examples:
   dfsbir explore
   dfsbir explore runs/pets --gallery pets --theme dark"""
+ATLAS_HELP = """\
+Writes the atlas of a run: a page for each class with its estimated photos and drawings, the most
+confident first, what a verifier says of them where the run has one, and the nearest test photos.
+One HTML file that needs no network."""
+ATLAS_EXAMPLES = """\
+example:
+  dfsbir atlas runs/mine --out atlas.html"""
 TOUR_HELP = """\
 Opens the tour of the method in JupyterLab: a copy of its notebook, tour.ipynb, that can be run
 and changed. A copy that is there already is opened again. Ctrl-C ends it."""
@@ -573,6 +581,29 @@ def _add_explore(commands):
     _add_server(parser)
 
 
+def _add_atlas(commands):
+    parser = _new_parser(
+        commands,
+        "atlas",
+        "atlas:atlas_command",
+        "what a run's estimates show, a page a class, as one file",
+        ATLAS_HELP,
+        ATLAS_EXAMPLES,
+    )
+    add = parser.add_argument
+    add("run", metavar="RUN", help="a finished run's folder")
+    add("--out", default="atlas.html", metavar="FILE.html", help="(default: %(default)s)")
+    add("--photos", default="", metavar="FOLDER", help="other photos than the run's test photos")
+    add("--no-photos", action="store_true", help="show no test photos beside the estimates")
+    add("--images", type=int, default=8, help="of a class and modality (default: %(default)s)")
+    add(
+        "--candidates",
+        type=int,
+        default=24,
+        help="pairs of a class that they are chosen from (default: %(default)s)",
+    )
+
+
 def _add_tour(commands):
     parser = _new_parser(
         commands,
@@ -615,6 +646,7 @@ def make_parser() -> argparse.ArgumentParser:
         _add_index,
         _add_search,
         _add_explore,
+        _add_atlas,
         _add_tour,
         _add_sweep,
     ):

@@ -97,6 +97,12 @@ class Run:
         "Of the run, or of the run that it lies in, or those that the experiment was given."
         return {m: self._teacher(m) for m in MODALITIES}
 
+    def _table(self, name: str) -> dict:
+        "A table that the experiment was given as JSON or as a file."
+        text = self.experiment.get(name, "")
+        is_file = text.strip() and not text.lstrip().startswith("{")
+        return read_table(str(nearby(text)) if is_file else text, name)
+
     def _teacher(self, modality: Modality) -> Teacher:
         for folder in (self.path / "teachers", self.path.parent / "teachers"):
             file = folder / f"{modality}.safetensors"
@@ -108,7 +114,7 @@ class Run:
                 f"{self.path} has no teachers/{modality}.safetensors: keep the teachers there, "
                 "save_teacher(teacher, run.path / 'teachers' / 'photo.safetensors')"
             )
-        card = read_table(self.experiment[f"{modality}_card"], f"{modality}_card")
+        card = self._table(f"{modality}_card")
         source = brought if brought == "imagenet" else nearby(brought)
         size = self.experiment["teacher_size"] or self.experiment["size"]
         teacher = brought_teacher(source, modality, card, size)
@@ -163,7 +169,7 @@ class Run:
     @cached_property
     def aliases(self) -> dict[str, str]:
         "Own class names and the shared names that they stand for."
-        given = read_table(self.experiment.get("aliases", ""), "aliases")
+        given = self._table("aliases")
         if self.experiment.get("photo_teacher") != "imagenet":
             return given
         names = map(plain_name, self.teachers[Modality.SKETCH].classes)

@@ -25,6 +25,7 @@ COMMANDS = (
     "index",
     "search",
     "explore",
+    "atlas",
     "tour",
     "sweep",
 )

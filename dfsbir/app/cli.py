@@ -15,9 +15,11 @@ import importlib
 import io
 import json
 import os
+import re
 import signal
 import sys
 import warnings
+from difflib import get_close_matches
 
 from .. import __version__
 from .parameters import notebook_parameters, parse_values
@@ -629,11 +631,21 @@ DESCRIPTION = (
 )
 
 
+class _Parser(argparse.ArgumentParser):
+    "Beside the choices, the nearest of them to what was typed."
+
+    def error(self, message):
+        typed = re.search(r"invalid choice: '(.+)' \(choose from (.+)\)", message)
+        if typed:
+            choices = [choice.strip("' ") for choice in typed[2].split(",")]
+            for near in get_close_matches(typed[1], choices, 1):
+                message += f"; did you mean {near!r}?"
+        super().error(message)
+
+
 def make_parser() -> argparse.ArgumentParser:
     "The parser of the command and all its sub-commands."
-    parser = argparse.ArgumentParser(
-        "dfsbir", description=DESCRIPTION, epilog="dfsbir COMMAND --help says more."
-    )
+    parser = _Parser("dfsbir", description=DESCRIPTION, epilog="dfsbir COMMAND --help says more.")
     parser.add_argument("--version", action="version", version=f"dfsbir {__version__}")
     parser.add_argument("--traceback", action="store_true", help="show where an error came from")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")

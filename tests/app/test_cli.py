@@ -137,6 +137,19 @@ def test_help_and_typos_import_nothing_but_the_standard_library(words):
     assert not heavy and len(modules) < 300
 
 
+@pytest.mark.parametrize(
+    "words, near",
+    [("serch photos", "search"), ("teacher skech toy out", "sketch"), ("xyzzyq", None)],
+)
+def test_the_nearest_of_the_choices_is_offered(words, near, capsys):
+    with pytest.raises(SystemExit) as e:
+        cli.make_parser().parse_args(words.split())
+    said = capsys.readouterr().err
+    assert e.value.code == 2 and "choose from" in said
+    assert ("did you mean" in said) == bool(near)
+    assert not near or said.rstrip().endswith(f"{near!r}?")
+
+
 def test_the_copied_names_of_modalities_are_those_of_the_core():
     assert [str(m) for m in MODALITIES] == list(cli.MODALITIES)
 

@@ -34,7 +34,7 @@ from ..core.types import MODALITIES, Modality
 from .build import build_distiller, config_for_teachers
 from .config import CrossXConfig
 from ..data.folders import read_folder
-from ..data.image_folders import read_image_folder
+from ..data.image_folders import folder_classes, read_image_folder
 from ..data.image_set import ImageSet
 from ..data.toy import toy_pairs
 from ..data.toy_shapes import TOY_CLASSES, TOY_HELD_OUT
@@ -147,14 +147,12 @@ class FolderData:
 
     def class_names(self, modality: Modality) -> list[str]:
         "The classes of the training images; no image is decoded."
-        folder = self.folders["train"][modality]
-        return list(read_folder(folder, modality, self.size, cached=False).classes)
+        return folder_classes(self.folders["train"][modality], modality)
 
     def training(self, modality: Modality, classes: list[str] | None = None) -> ImageSet:
         "Training images."
-        found = read_folder(
-            self.folders["train"][modality], modality, self.size, on_error=self.broken
-        )
+        folder = self.folders["train"][modality]
+        found = read_image_folder(folder, modality, self.size, self.broken)
         return to_shared(found, classes) if classes else found
 
     def test(self, classes: list[str] = (), unseen: list[str] = ()) -> dict:

@@ -3,10 +3,12 @@
 import json
 import threading
 
+import numpy as np
 import pytest
 import torch
 from torchvision.utils import save_image
 
+from dfsbir.app.parameters import notebook_parameters
 from dfsbir.core.config import ConfigError
 from dfsbir.core.types import MODALITIES, Modality
 from dfsbir.crossx.experiment import (
@@ -73,6 +75,7 @@ def parameters(folder, **changes):
         "preset": "dfsbir",
         "changes": "",
         "ceiling": True,
+        "pairs_from": "",
         "seed": 0,
         "device": "cpu",
         "run_folder": str(folder),
@@ -584,3 +587,27 @@ def test_embeddings_of_the_test_images(asked):
     space = embed_test({m: Encoder(m).eval() for m in MODALITIES}, test, make_fabric("cpu"))
     assert [len(space[m]) for m in MODALITIES] == [len(test[m]) for m in MODALITIES]
     assert Modality.PHOTO in space
+
+
+def test_quickdraws_files_train_a_teacher(tmp_path):
+    "CLASS.ndjson and CLASS.npy are training folders of sketches too."
+    record = json.dumps({"word": "cat", "drawing": [[[0, 9, 4], [0, 5, 9]]]})
+    (tmp_path / "cat.ndjson").write_text("\n".join([record] * 3))
+    np.save(tmp_path / "ant.npy", np.zeros((4, 784), np.uint8))
+    train = {Modality.PHOTO: "", Modality.SKETCH: str(tmp_path)}
+    data = FolderData(train, dict(train), 28)
+    assert data.class_names(Modality.SKETCH) == ["ant", "cat"]
+    assert len(data.training(Modality.SKETCH)) == 7
+    assert len(data.training(Modality.SKETCH, ["cat"])) == 3
+    assert teacher_classes(data, Modality.SKETCH) == ["ant", "cat"]
+
+
+def test_pairs_are_taken_from_a_run_that_is_there(tmp_path):
+    parameters = {"preset": "cold", "run_folder": str(tmp_path / "run"), "changes": ""}
+    everything = {p.name: p.default for p in notebook_parameters()}
+    for given, error, named in (
+        ({"pairs_from": str(tmp_path)}, FileNotFoundError, "pairs_from"),
+        ({"pairs_from": str(tmp_path), "preset": "both"}, ValueError, "both"),
+    ):
+        with pytest.raises(error, match=named):
+            prepare_experiment({**everything, **parameters, **given})

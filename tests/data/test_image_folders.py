@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dfsbir.data.image_folders import DRAWINGS_PER_CLASS, read_image_folder
+from dfsbir.data.image_folders import DRAWINGS_PER_CLASS, folder_classes, read_image_folder
 from dfsbir.data.pen import measure_pen
 
 
 def test_class_folders(class_folders):
     images = read_image_folder(class_folders, "photo", 16)
     assert list(images.classes) == ["ant", "cat"] and len(images) == 6
+    assert folder_classes(class_folders, "photo") == ["ant", "cat"]
 
 
 @pytest.mark.parametrize("suffix", ["npy", "ndjson"])
@@ -25,6 +26,7 @@ def test_quickdraw_files(tmp_path, suffix):
             (tmp_path / f"{word}.ndjson").write_text("\n".join([record] * 3))
     images = read_image_folder(tmp_path, "sketch", 28)
     assert list(images.classes) == ["ant", "cat"] and len(images) == 6
+    assert folder_classes(tmp_path, "sketch") == ["ant", "cat"]
     with pytest.raises(ValueError, match="drawings"):
         read_image_folder(tmp_path, "photo", 28)
 

@@ -156,6 +156,13 @@ def _add_teacher(commands):
         help="with --epsilon and --pretrained: the public data of the weights, as ImageNet-1k",
     )
     add(
+        "--canaries",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="insert eight canaries N times each, for every N, which dfsbir audit looks for",
+    )
+    add(
         "--head-only",
         action="store_true",
         help="with --epsilon and --pretrained: train the last linear layer, the rest stays as it "
@@ -312,7 +319,8 @@ AUDIT_EXAMPLES = """\
 examples:
   dfsbir audit photo.safetensors --members pets/train/photo --non-members pets/test/photo
   dfsbir audit runs/pets --members pets/train/photo --non-members pets/test/photo --sheet near.png
-  dfsbir audit photo.safetensors --members a --non-members b --references 16 --json audit.json"""
+  dfsbir audit photo.safetensors --members a --non-members b --references 16 --json audit.json
+  dfsbir audit runs/private --members toy --non-members toy --images 2000"""
 
 
 def _add_audit(commands):
@@ -321,7 +329,8 @@ def _add_audit(commands):
     add = parser.add_argument
     add("target", metavar="RUN", help="a run folder, or the file of a teacher or an encoder")
     for name, what in (("members", "trained on"), ("non-members", "not trained on")):
-        add(f"--{name}", metavar="FOLDER", required=True, help=f"class folders of images {what}")
+        help = f"class folders of images {what}; 'toy' for those of the toy set"
+        add(f"--{name}", metavar="FOLDER", required=True, help=help)
     add("--modality", choices=MODALITIES, default="photo", help="of them (default: %(default)s)")
     add("--size", type=int, help="side at which they are read, px (default: that of the input)")
     add(
@@ -332,6 +341,12 @@ def _add_audit(commands):
         help="teachers to train for the likelihood ratio, an even number (default: none)",
     )
     add("--features", default="", metavar="FILE", help="a teacher that took no part, for distances")
+    add(
+        "--images",
+        type=int,
+        default=1500,
+        help="how many toy images, where a folder is 'toy' (default: %(default)s)",
+    )
     add("--json", default="", metavar="FILE", help="write what was found there; - prints it")
     add("--sheet", default="", metavar="FILE.png", help="estimates beside their nearest images")
     _add_device(parser)

@@ -7,6 +7,7 @@ __all__ = ['TEST_IMAGES', 'USUAL', 'PRIVATE', 'HEAD_ONLY', 'teacher_command']
 
 # %% ../../nbs/12_app/08_teacher.ipynb #bb57be32
 from argparse import Namespace
+from dataclasses import asdict
 from pathlib import Path
 
 from .inputs import read_images
@@ -15,6 +16,7 @@ from ..core.device import make_fabric
 from ..core.privacy import guarantee_of
 from ..core.types import Modality
 from ..data.image_set import ImageSet
+from ..evaluation.memorisation import CanaryPlan
 from ..teachers.loading import save_teacher
 from ..teachers.private_training import PrivateRecipe, train_private_teacher
 from ..teachers.teacher import Teacher
@@ -87,12 +89,17 @@ def teacher_command(
         )
     require_writable(out.parent, 100_000_000)
     train = read_images(args.data, modality, args.size, "train", args.images)
+    plan = CanaryPlan(args.canaries) if args.canaries else None
+    if plan:
+        train = plan.insert(train)
     test = None
     if args.test:
         test = read_images(args.test, modality, args.size, "test", TEST_IMAGES)
     names = ", ".join(train.classes[:8]) + " ..." * (len(train.classes) > 8)
     print(f"{len(train)} {modality} images of {len(train.classes)} classes: {names}")
     teacher = _train(args, train)
+    if plan:
+        teacher.card["canaries"] = asdict(plan)
     if test is not None:
         teacher.card["accuracy"]["test"] = accuracy(teacher, test)[0]
     save_teacher(teacher, out)

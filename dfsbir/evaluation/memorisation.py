@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['as_pixels', 'nearest_distances', 'Memorisation', 'compare_nearest', 'show_closest', 'make_canaries',
-           'insert_canaries']
+           'insert_canaries', 'CanaryPlan', 'attack_canaries', 'gallery_rank']
 
 # %% ../../nbs/02_evaluation/05_memorisation.ipynb #a44b20b4
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -14,8 +15,10 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from ..core.types import Modality
 from ..data.image_set import ImageSet
 from ..data.plots import show_images
+from .membership import Attack, judge_attack
 
 # %% ../../nbs/02_evaluation/05_memorisation.ipynb #ab62a3e6
 def as_pixels(
@@ -161,3 +164,77 @@ def insert_canaries(
     pixels = torch.cat([data.images(), images.to(data.images())])
     labels = torch.cat([data.labels, labels.repeat_interleave(counts)])
     return ImageSet(pixels, labels, data.classes, data.modality)
+
+# %% ../../nbs/02_evaluation/05_memorisation.ipynb #c41e7a05
+@dataclass(frozen=True)
+class CanaryPlan:
+    "Canaries of a training, and how often each is inserted; all follow from these numbers."
+
+    times: tuple[int, ...]  # numbers of copies, each above 0
+    each: int = 8  # canaries of each number
+    unused: int = 128  # canaries that are never inserted, to compare with
+    seed: int = 0
+
+    def __post_init__(self):
+        object.__setattr__(self, "times", tuple(self.times))
+        if not self.times or min(self.times) < 1 or len(set(self.times)) < len(self.times):
+            raise ValueError(
+                f"wanted numbers of copies, each above 0 and named once; found {self.times}"
+            )
+
+    def groups(
+        self,
+        size: int,  # side, px
+        classes: Sequence[str],  # of the training; the canaries' labels are random
+        modality: str,  # "photo" or "sketch"
+    ) -> dict[int, ImageSet]:  # by the number of copies; 0: those that are never inserted
+        "All canaries."
+        inserted = self.each * len(self.times)
+        channels = Modality(modality).channels
+        images, labels = make_canaries(
+            inserted + self.unused, size, channels, len(classes), self.seed
+        )
+        canaries = ImageSet(images, labels, classes, modality)
+        found = {0: canaries.take(slice(inserted, None))}
+        for k, times in enumerate(self.times):
+            found[times] = canaries.take(slice(k * self.each, (k + 1) * self.each))
+        return found
+
+    def insert(
+        self,
+        data: ImageSet,
+    ) -> ImageSet:
+        "Training images with the canaries among them."
+        for times, group in self.groups(data.size, data.classes, data.modality).items():
+            if times:
+                copies = [times] * len(group)
+                data = insert_canaries(data, group.images(), group.labels, copies)
+        return data
+
+
+def attack_canaries(
+    score: Callable[[ImageSet], Tensor],  # images -> (N,); higher: more likely inserted
+    groups: dict[int, ImageSet],  # as `CanaryPlan.groups` gives
+) -> dict[int, Attack]:  # by the number of copies
+    "How well inserted canaries are told from those that were never inserted."
+    unused = score(groups[0])
+    return {times: judge_attack(score(g), unused) for times, g in groups.items() if times}
+
+
+def gallery_rank(
+    images: Tensor,  # (N,D) unit embeddings
+    labels: Tensor,  # (N,)
+    queries: Tensor,  # (Q,D) of the other modality, with a query of each label at least
+    query_labels: Tensor,  # (Q,)
+    gallery: Tensor,  # (G,D) other images
+) -> Tensor:  # (N,) in [0,1]; 1: above all others
+    "The share of a gallery that an image stands above, when the queries of its label search."
+    found = torch.zeros(len(images), dtype=torch.float64)
+    for label in labels.unique():
+        own, at = queries[query_labels == label], labels == label
+        if not len(own):
+            raise ValueError(f"wanted queries of each label; there is none of {int(label)}")
+        scores = own @ gallery.T
+        better = [(scores < own @ image[:, None]).double().mean() for image in images[at]]
+        found[at] = torch.stack(better)
+    return found

@@ -7,7 +7,7 @@ __all__ = ['nearby', 'Run', 'tiny_run', 'find_runs']
 
 # %% ../../nbs/11_explore/01_runs.ipynb #d3035e0b
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
 from functools import cached_property
@@ -29,7 +29,7 @@ from ..data.toy import toy_pairs
 from ..data.toy_shapes import TOY_CLASSES
 from ..students.encoder import Encoder, load_encoders
 from ..teachers.class_map import ClassMap, align_classes, plain_name
-from ..teachers.loading import load_teacher
+from ..teachers.loading import load_teacher, save_teacher
 from ..teachers.teacher import Teacher
 from ..teachers.training import train_teacher
 from ..teachers.zoo import IMAGENET_GROUPS, imagenet_aliases
@@ -233,6 +233,16 @@ class Run:
         return self._computed[key]
 
 # %% ../../nbs/11_explore/01_runs.ipynb #287fe710
+def _tiny_teachers(classes, images: int, epochs: int, report) -> list[Teacher]:
+    "A photo and a sketch teacher of the toy set."
+    teachers = []
+    for seed, image_set in enumerate(toy_pairs(images, size=32, classes=classes)):
+        report(f"training the {image_set.modality} teacher on {images} images ...")
+        how = dict(epochs=epochs, batch_size=25, seed=seed, progress=False)
+        teachers.append(train_teacher(image_set, **how))
+    return teachers
+
+
 def tiny_run(
     folder,  # made if absent; a tiny run that lies there is opened
     classes=TOY_CLASSES[:5],  # of the toy set
@@ -240,19 +250,17 @@ def tiny_run(
     epochs: int = 5,  # of the teachers
     warmup: int = 60,  # steps of the estimators
     student_steps: int = 20,  # steps of the students
+    teachers: Sequence[Teacher] | None = None,  # photo, sketch; None: trained now
+    changes: dict | None = None,  # of the run's settings
     report: Callable[[str], None] = lambda text: None,  # called with what is being done
 ) -> Run:
     "A complete run of the embedded toy set at 32 px, in a quarter of a minute."
     folder = Path(folder)
     if not (folder / "encoders" / "sketch.safetensors").is_file():
-        teachers = []
-        for seed, image_set in enumerate(toy_pairs(images, size=32, classes=classes)):
-            report(f"training the {image_set.modality} teacher on {images} images ...")
-            file = folder / "teachers" / f"{image_set.modality}.safetensors"
-            teacher = train_teacher(
-                image_set, epochs=epochs, batch_size=25, seed=seed, progress=False, out=file
-            )
-            teachers.append(teacher)
+        if teachers is None:
+            teachers = _tiny_teachers(classes, images, epochs, report)
+        for teacher in teachers:
+            save_teacher(teacher, folder / "teachers" / f"{teacher.modality}.safetensors")
         config = CrossXConfig.preset(
             "dfsbir",
             {
@@ -267,6 +275,7 @@ def tiny_run(
                 "logging.sample_every": max(1, warmup // 6),
                 "logging.save_every": 1000,
                 "logging.log_every": 2,
+                **(changes or {}),
             },
         )
         crossx, actions = build_crossx(*teachers, config), len(config.plan())

@@ -21,6 +21,14 @@ def test_teacher_on_toy(tmp_path, capsys):
     assert load_teacher(out).classes == list(TOY_CLASSES)
 
 
+def test_teacher_with_canaries(tmp_path, capsys):
+    out = tmp_path / "t.safetensors"
+    brief = ("--images", 20, "--epochs", 1, "--canaries", 1, 2)
+    assert call("teacher", "sketch", "toy", out, *brief, *TINY) == 0
+    assert f"{20 + 8 * 3} sketch images" in capsys.readouterr().out
+    assert tuple(load_teacher(out).card["canaries"]["times"]) == (1, 2)
+
+
 def test_teacher_on_folders(folders):
     out = folders / "t.safetensors"
     brief = ("--epochs", 1, "--batch", 2)

@@ -22,10 +22,13 @@ import os
 import time
 from functools import cached_property, lru_cache
 from pathlib import Path
+from statistics import mean, stdev
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import matplotlib.pyplot as plt
 import torch
+from matplotlib.figure import Figure
 
 from dfsbir.app.audit import model_confidence
 from dfsbir.baselines import data_dependent
@@ -208,22 +211,64 @@ def read_rows(file: Path) -> list[dict]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
 
 
+COLUMNS = {  # heading: part and figure
+    "posteriors": ("posteriors", "mAP@all"),
+    "cold students": ("cold", "mAP@all"),
+    "ceiling": ("ceiling", "mAP@all"),
+    "AUC teacher": ("teachers", "auc"),
+    "AUC cold": ("cold", "auc"),
+    "AUC ceiling": ("ceiling", "auc"),
+}
+
+
+def epsilons(rows: list[dict]) -> list[str]:
+    "Of the rows, the most private first."
+    numbers = sorted({r["epsilon"] for r in rows} - {"none"}, key=float)
+    return [*numbers, "none"]
+
+
+def figures(rows: list[dict], epsilon: str, heading: str) -> list[float]:
+    "One for each seed."
+    part, key = COLUMNS[heading]
+    return [r[key] for r in rows if (r["epsilon"], r["part"]) == (epsilon, part)]
+
+
+def _cell(found: list[float]) -> str:
+    if len(found) < 2:
+        return f"{found[0]:.3f} (1 seed)" if found else ""
+    return f"{mean(found):.3f} ± {stdev(found):.3f}"
+
+
 def table(rows: list[dict]) -> str:
-    "Means over seeds, one line for each epsilon."
-    numbers = sorted(float(e) for e in {r["epsilon"] for r in rows} - {"none"})
-    names = [f"{number:g}" for number in numbers] + ["none"]
-    heads = ["posteriors", "cold", "ceiling", "AUC teacher", "AUC cold", "AUC ceiling"]
-    lines = [f"{'epsilon':>8}" + "".join(f"{h:>14}" for h in heads)]
-    asked = [(p, "mAP@all") for p in PARTS[1:]]
-    asked += [(p, "auc") for p in ("teachers", "cold", "ceiling")]
-    for name in names:
-        cells = []
-        for part, key in asked:
-            found = [r[key] for r in rows if (r["epsilon"], r["part"]) == (name, part)]
-            mean = sum(found) / len(found) if found else float("nan")
-            cells.append(f"{mean:.3f} ({len(found)})")
-        lines.append(f"{name:>8}" + "".join(f"{cell:>14}" for cell in cells))
-    return "\n".join([*lines, "(in brackets: seeds)"])
+    "Means and standard deviations over seeds, one line for each epsilon, in Markdown."
+    lines = [f"| epsilon | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
+    for epsilon in epsilons(rows):
+        cells = [_cell(figures(rows, epsilon, heading)) for heading in COLUMNS]
+        lines.append(f"| {epsilon} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def chart(rows_of: dict[str, list[dict]]) -> Figure:
+    "Retrieval above, membership inference below, against epsilon; a column for each data set."
+    fig, axes = plt.subplots(
+        2, len(rows_of), figsize=(4 * len(rows_of), 5), sharex="col", sharey="row", squeeze=False
+    )
+    for column, (name, rows) in zip(axes.T, rows_of.items(), strict=True):
+        names = epsilons(rows)
+        for heading in COLUMNS:
+            found = [figures(rows, epsilon, heading) for epsilon in names]
+            at = [i for i, values in enumerate(found) if values]
+            spread = [stdev(found[i]) if len(found[i]) > 1 else 0.0 for i in at]
+            ax = column[int(heading.startswith("AUC"))]
+            ax.errorbar(at, [mean(found[i]) for i in at], spread, label=heading, marker="o")
+        column[0].set(title=name, ylabel="mAP@all")
+        column[1].set(ylabel="AUC of membership", xlabel="epsilon", ylim=(0.45, 0.6))
+        column[1].set_xticks(range(len(names)), names)
+        column[1].axhline(0.5, color="k", ls=":")
+    for ax in axes[:, 0]:
+        ax.legend(fontsize=8)
+    fig.tight_layout()
+    return fig
 
 
 def main():
@@ -259,6 +304,7 @@ def main():
     add("--device", default="cpu")
     add("--minutes", type=float, default=float("inf"), help="begin no part after so long")
     add("--show", action="store_true", help="print the table and compute nothing")
+    add("--chart", metavar="FILE.png", help="draw the rows of OUT")
     args = parser.parse_args()
     file = Path(args.out) / "curve.jsonl"
     began = time.monotonic()
@@ -281,6 +327,8 @@ def main():
                     temporary.write_text("".join(json.dumps(r) + "\n" for r in rows))
                 print(json.dumps(row), flush=True)
     print(table(read_rows(file)))
+    if args.chart:
+        chart({Path(args.data).name: read_rows(file)}).savefig(args.chart, dpi=70)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 "Memorisation: nearest images, the interval of chance, copies and canaries."
 
+from dataclasses import asdict
+
 import pytest
 import torch
 
@@ -7,8 +9,11 @@ from dfsbir.data.toy import toy_pairs
 from dfsbir.data.toy_shapes import TOY_CLASSES
 from dfsbir.evaluation.membership import confidence, exposure
 from dfsbir.evaluation.memorisation import (
+    CanaryPlan,
     as_pixels,
+    attack_canaries,
     compare_nearest,
+    gallery_rank,
     insert_canaries,
     make_canaries,
     nearest_distances,
@@ -67,6 +72,49 @@ def test_canaries_are_inserted_so_many_times():
     torch.testing.assert_close(more.images()[-1], canaries[2], atol=1 / 255, rtol=0)
     with pytest.raises(ValueError, match="canary"):
         insert_canaries(data, canaries, labels, [1])
+
+
+def test_a_plan_makes_its_canaries_again():
+    data, plan = toy_pairs(20, 32, seed=0)[0], CanaryPlan((1, 3), each=2, unused=5)
+    groups = plan.groups(32, data.classes, "photo")
+    assert {times: len(group) for times, group in groups.items()} == {0: 5, 1: 2, 3: 2}
+    more = plan.insert(data)
+    assert len(more) == 20 + 2 * 1 + 2 * 3
+    again = CanaryPlan(**asdict(plan)).groups(32, data.classes, "photo")
+    assert torch.equal(more.take([-1]).images(), again[3].take([1]).images())
+    other = CanaryPlan((1,), seed=1).groups(32, data.classes, "photo")
+    assert not torch.equal(other[1].take([0]).images(), groups[1].take([0]).images())
+
+
+@pytest.mark.parametrize("times", [(), (0,), (-1, 2), (8, 8)])
+def test_plans_that_make_no_sense(times):
+    with pytest.raises(ValueError, match="above 0"):
+        CanaryPlan(times)
+
+
+def test_attacks_on_canaries_by_number_of_copies():
+    "A score that knows the canaries of three copies alone."
+    groups = CanaryPlan((1, 3), each=6, unused=50).groups(32, TOY_CLASSES, "sketch")
+    known = as_pixels(groups[3].images())
+    found = attack_canaries(lambda g: -nearest_distances(as_pixels(g.images()), known)[0], groups)
+    assert set(found) == {1, 3} and found[3].auc == 1 and found[3].members == 6
+    assert found[1].auc_low < 0.5 < found[1].auc_high and found[1].others == 50
+
+
+def test_the_rank_in_a_gallery_equals_a_slow_loop():
+    images, queries, gallery = (
+        torch.nn.functional.normalize(vectors(n, seed)) for n, seed in ((4, 0), (6, 1), (9, 2))
+    )
+    labels, query_labels = torch.tensor([0, 1, 1, 0]), torch.tensor([0, 0, 1, 1, 1, 0])
+    found = gallery_rank(images, labels, queries, query_labels, gallery)
+    for image, label, rank in zip(images, labels, found, strict=True):
+        shares = []
+        for query, own in zip(queries, query_labels, strict=True):
+            if own == label:
+                shares.append(sum(query @ g < query @ image for g in gallery) / 9)
+        assert rank.item() == pytest.approx(sum(shares).item() / len(shares), abs=1e-6)
+    with pytest.raises(ValueError, match="none of 1"):
+        gallery_rank(images, labels, queries, torch.zeros(6).long(), gallery)
 
 
 def test_closest_pairs_are_shown():

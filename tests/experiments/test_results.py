@@ -1,6 +1,7 @@
 """What README and documentation say of the results is what the runs wrote."""
 
 import ast
+import importlib.util
 import json
 import re
 from collections import defaultdict
@@ -228,3 +229,33 @@ def test_the_index_shows_the_tables_of_results():
         assert table == str(results_table(RESULTS, *given)), (
             f"{source} in index.ipynb is out of date: run the notebook anew"
         )
+
+
+@pytest.fixture(scope="module")
+def privacy_curve():
+    "The script that wrote the rows of the privacy page."
+    file = ROOT / "tests" / "benchmarks" / "privacy_curve.py"
+    spec = importlib.util.spec_from_file_location("privacy_curve", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("data", ["toy", "pacs"])
+def test_the_privacy_page_shows_what_its_rows_say(privacy_curve, data):
+    page = (ROOT / "docs" / "results" / "privacy.md").read_text(encoding="utf-8")
+    found = re.search(rf"<!-- privacy: {data} -->\s+((?:\|.*\n)+)", page)[1]
+    rows = privacy_curve.read_rows(ROOT / "nbs" / f"privacy_{data}.jsonl")
+    assert found.strip() == privacy_curve.table(rows)
+
+
+def test_privacy_costs_retrieval_and_hides_members(privacy_curve):
+    "As the page says: mAP grows with epsilon, and epsilons that were spent are below the wanted."
+    for data in ("toy", "pacs"):
+        rows = privacy_curve.read_rows(ROOT / "nbs" / f"privacy_{data}.jsonl")
+        names = privacy_curve.epsilons(rows)
+        assert names == ["1", "3", "8", "none"]
+        means = [mean(privacy_curve.figures(rows, name, "posteriors")) for name in names]
+        assert means == sorted(means)
+        spent = [r for r in rows if "spent" in r and r["epsilon"] != "none"]
+        assert spent and all(r["spent"] <= float(r["epsilon"]) for r in spent)

@@ -150,7 +150,8 @@ def build_pairs(
 ) -> PairSource:
     "The pairs of a config."
     if config.pairs.kind == "objects":
-        return ProceduralPairs(config.sizes, fabric, config.seed)
+        pen = teachers[Modality.SKETCH].normalizer.pen
+        return ProceduralPairs(config.sizes, fabric, config.seed, pen)
     if config.pairs.kind == "given":
         raise ValueError(
             "pairs.kind 'given' has no pairs of its own: pass them, build_crossx(..., pairs=), "

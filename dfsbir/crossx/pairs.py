@@ -194,8 +194,9 @@ class ProceduralPairs:
         sizes: dict[Modality, int],  # side of the images, px
         fabric: Fabric,  # every process draws objects of its own
         seed: int,
+        pen: float | None = None,  # of the sketch teacher's drawings, share of the side
     ):
-        self.sizes, self.fabric = sizes, fabric
+        self.sizes, self.fabric, self.pen = sizes, fabric, pen
         self.seed = seed + 100003 * fabric.global_rank
         self.random = torch.Generator().manual_seed(self.seed)
         self.drawn = 0  # objects so far
@@ -205,7 +206,8 @@ class ProceduralPairs:
         device = self.fabric.device
         seed = torch.randint(2**62, (), generator=random).item()
         generator = torch.Generator(device).manual_seed(seed)
-        objects = procedural_objects(n, max(self.sizes.values()), 5, generator, device)
+        side = max(self.sizes.values())
+        objects = procedural_objects(n, side, 5, generator, device, self.pen)
         for m, size in self.sizes.items():
             if objects.of(m).shape[-1] != size:
                 resized = F.interpolate(

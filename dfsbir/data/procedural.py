@@ -268,14 +268,19 @@ def _render_photo(rng: RandomSource, p: dict, size: int) -> Tensor:
     return (photo + 0.02 * rng.randn(*photo.shape)).clamp(0, 1)
 
 
-def _render_sketch(rng: RandomSource, p: dict, size: int) -> Tensor:
+_WIDTHS = (0.014, 0.042)  # of lines, shares of the side
+
+
+def _render_sketch(rng: RandomSource, p: dict, size: int, pen: float | None) -> Tensor:
     "Shaky lines with gaps along the outlines, (n,1,size,size); one in five is see-through."
     n, step = len(p["exists"]), 2 / size
     x, y = _view(rng, n, size, 0.15, 0.12)
     shake = rng.uniform(n, 0, 0.06)
     x, y = (t + (shake * rng.noise(n, 5, size, align_corners=True))[:, 0] for t in (x, y))
     see_through = rng.uniform(n) < 0.2
-    width = rng.uniform(n, 0.014, 0.042)
+    width = rng.uniform(n, *_WIDTHS)
+    if pen is not None:
+        width = width * pen / (sum(_WIDTHS) / 2)
     ink = torch.zeros(n, 1, size, size, device=rng.device)
     for d in _outlines(p, x, y).split(1, 1):
         line = torch.sigmoid((width - d.abs()) / (0.35 * step))
@@ -293,10 +298,11 @@ def procedural_objects(
     parts: int = 5,  # of an object, at most
     generator: torch.Generator | None = None,  # None: PyTorch's global random numbers
     device="cpu",  # where they are made
+    pen: float | None = None,  # mean width of the sketches' lines, share of the side; None: .028
 ) -> PairBatch:  # photos (n,3,size,size) and sketches (n,1,size,size); label: number of the object
     "Objects without a class, each as a photo and as a drawing."
     rng = RandomSource(generator, device)
     p = _parts(rng, n, parts)
     photo = _render_photo(rng, p, size)
-    sketch = _render_sketch(rng, p, size)
+    sketch = _render_sketch(rng, p, size, pen)
     return PairBatch(photo, sketch, torch.arange(n, device=device))

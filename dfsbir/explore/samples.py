@@ -264,7 +264,8 @@ def procedural_pairs(
     seed: int,
 ) -> PairBatch:  # labels number the objects
     "Objects as a run on procedural objects is trained on, at the sizes of its config."
-    return ProceduralPairs(run.config.sizes, make_fabric("cpu"), seed).sample(n)
+    pen = run.encoders[Modality.SKETCH].normalizer.pen
+    return ProceduralPairs(run.config.sizes, make_fabric("cpu"), seed, pen).sample(n)
 
 
 def show_objects(

@@ -103,6 +103,11 @@ def test_layers_without_statistics_fail_at_once(teachers, tmp_path):
         begin(teachers, config, tmp_path / "run")
 
 
+def test_objects_are_drawn_with_the_pen_of_the_teacher(teachers):
+    teachers[1].normalizer.pen = 0.05
+    assert build_crossx(*teachers, OPEN).pairs.pen == 0.05
+
+
 # ---- pairs that are passed
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from dfsbir.data.pen import measure_pen
 from dfsbir.data.procedural import procedural_objects, procedural_photos
 
 
@@ -80,3 +81,16 @@ def test_photo_and_drawing_of_an_object_share_outlines():
     others = similarity[~torch.eye(50, dtype=torch.bool)]
     assert own.mean() > others.mean() + 0.2
     assert (similarity.argmax(1) == torch.arange(50)).float().mean() > 0.2
+
+
+def test_sketches_are_drawn_with_a_pen():
+    "The same objects with thinner and thicker lines; photos and the objects stay the same."
+
+    def drawn(pen):
+        return procedural_objects(24, 96, generator=torch.Generator().manual_seed(0), pen=pen)
+
+    plain, thin, thick = (drawn(pen) for pen in (None, 0.028, 0.056))
+    torch.testing.assert_close(plain.sketch, thin.sketch)
+    assert torch.equal(plain.photo, thick.photo)
+    widths = [measure_pen(pairs.sketch).median().item() for pairs in (thin, thick)]
+    assert 1.4 < widths[1] / widths[0] < 2.2

@@ -6,11 +6,13 @@ import pytest
 import torch
 
 from dfsbir.core.checkpoint import load_state, read_card, save_state
+from dfsbir.core.data_guard import data_free
 from dfsbir.core.privacy import (
     Guarantee,
     PrivacyStatement,
     compose,
     guarantee_of,
+    guard_openings,
     note_opening,
     read_openings,
     state_privacy,
@@ -51,6 +53,16 @@ def test_a_statement_needs_every_teacher_and_a_closed_guard():
     assert without.guarantee is None and without.reasons == ("the sketch teacher is secretive",)
     opened = state_privacy(BOTH, True, ["a folder could be opened"])
     assert opened.guarantee is None and "a folder could be opened" in str(opened)
+
+
+def test_whatever_a_guard_lets_through_is_a_reason(tmp_path):
+    "No guard, or any folder that is allowed, takes the guarantee; a closed guard keeps it."
+    with data_free() as closed, data_free([tmp_path / "a", tmp_path / "b"]) as opened:
+        reasons = guard_openings(opened)
+    assert len(reasons) == 2 and all(str(tmp_path / n) in r for n, r in zip("ab", reasons))
+    assert state_privacy(BOTH, True, guard_openings(closed)).guarantee == PHOTO
+    for found in (reasons, reasons[:1], guard_openings(None)):
+        assert state_privacy(BOTH, True, found).guarantee is None
 
 
 def test_statements_survive_json():

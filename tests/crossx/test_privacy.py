@@ -5,7 +5,7 @@ import torch
 from crossx.helpers import CLASSES, CONFIGS, make_teacher
 from torchvision.utils import save_image
 
-from dfsbir.baselines import data_dependent
+from dfsbir.baselines import alternative_data, data_dependent
 from dfsbir.core.checkpoint import read_card
 from dfsbir.core.privacy import PrivacyStatement, read_openings, read_privacy
 from dfsbir.core.run_folder import RunFolder
@@ -14,6 +14,7 @@ from dfsbir.crossx.build import build_crossx
 from dfsbir.crossx.config import CrossXConfig
 from dfsbir.crossx.pairs import ProceduralPairs
 from dfsbir.data.toy import toy_pairs
+from dfsbir.data.toy_shapes import TOY_HELD_OUT
 from dfsbir.inversion.buffer import ReplayBuffer
 from dfsbir.search.indexing import index_photos
 from dfsbir.students.encoder import load_encoders
@@ -100,6 +101,10 @@ def real_images(two, config, tmp_path):
     return data_dependent(*two.values(), config, *toy_pairs(40, 32, classes=CLASSES))
 
 
+def images_of_other_kinds(two, config, tmp_path):
+    return alternative_data(*two.values(), config, *toy_pairs(40, 32, classes=TOY_HELD_OUT))
+
+
 def pairs_of_ones_own(two, config, tmp_path):
     crossx = build_crossx(*two.values(), config)
     pairs = ProceduralPairs(config.sizes, crossx.fabric, 0)
@@ -115,7 +120,8 @@ def filled_buffer(two, config, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "opening", [guidance_folders, real_images, pairs_of_ones_own, filled_buffer]
+    "opening",
+    [guidance_folders, real_images, images_of_other_kinds, pairs_of_ones_own, filled_buffer],
 )
 def test_any_opening_removes_the_statement(two, config, tmp_path, opening):
     crossx = opening(two, config, tmp_path)

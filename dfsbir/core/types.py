@@ -147,6 +147,7 @@ class Normalizer(nn.Module):
             x = (x * self.luma).sum(1, keepdim=True)
         size = (self.size, self.size)
         if x.shape[-2:] != size:
+            x = x.float()  # not every device resizes half precision
             x = F.interpolate(x, size, mode="bilinear", antialias=True, align_corners=False)
         if not self.dark_on_light:
             x = 1 - x

@@ -49,6 +49,8 @@ def _embeddings_of(
 ) -> dict[tuple[str, str], Tensor]:  # (N,D) each
     "All embeddings of one teacher's images, in the order of `TEACHER_EMBEDDINGS`."
     widths = [teacher.dim, len(teacher.classes)]
+    if fabric is not None:
+        teacher.to(fabric.device)
 
     def features_and_logits(flip):
         values = embed(_FeaturesAndLogits(teacher, flip), images, fabric=fabric)

@@ -108,3 +108,10 @@ def test_a_normalizer_that_makes_no_sense_is_refused(args, found):
 def test_a_normalizer_refuses_what_is_not_an_image_batch(x):
     with pytest.raises(ValueError, match=str(x.dtype)):
         Normalizer(8)(x)
+
+
+def test_half_precision_is_resized():
+    "Under mixed precision images arrive in it."
+    x = torch.rand(1, 1, 24, 24)
+    found = Normalizer(12, 1)(x.bfloat16())
+    torch.testing.assert_close(found, Normalizer(12, 1)(x), atol=0.02, rtol=0)

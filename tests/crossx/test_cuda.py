@@ -5,11 +5,16 @@ import torch
 from crossx.helpers import CONFIGS, OPEN, SIDE, SIZES, begin, make_teacher, press_during
 from torch import nn
 
+from dfsbir.core.device import make_fabric
 from dfsbir.core.types import MODALITIES, Modality
 from dfsbir.crossx.build import build_crossx
 from dfsbir.crossx.config import CrossXConfig
+from dfsbir.crossx.taken_pairs import take_pairs
 from dfsbir.students.encoder import load_encoders
+from dfsbir.teachers.class_map import align_classes
+from dfsbir.teachers.embeddings import teacher_embeddings
 from dfsbir.teachers.loading import load_teacher, save_teacher
+from dfsbir.teachers.nets import build_net
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -98,3 +103,31 @@ def test_posteriors_are_those_of_the_cpu(from_files):
         found[device] = {m: p.detach().cpu() for m, p in log_probs.items()}
     for m in MODALITIES:
         torch.testing.assert_close(found["cuda"][m], found["cpu"][m], rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_two_files_as_others_publish_them(from_files, tmp_path, precision):
+    "A program as the sketch teacher, students of other input sides, embeddings, taken pairs."
+    net = build_net("dfsbir", "grey", len(from_files[1].classes)).eval()
+    torch.jit.trace(net, torch.rand(2, 1, 28, 28)).save(str(tmp_path / "s.ts"))
+    card = {
+        "classes": from_files[1].classes,
+        "modality": "sketch",
+        "input": {"size": 28, "channels": 1, "mean": [0.5], "std": [0.5], "pen": 0.05},
+    }
+    pair = from_files[0], load_teacher(tmp_path / "s.ts", card)
+    sizes = {"students.input_size": 20, "students.sketch_input_size": 24}
+    config = COLD.changed(CUDA, {"precision": precision}, sizes)
+    fabric = make_fabric("cuda", precision)
+    class_map = align_classes(pair[0].classes, pair[1].classes)
+    images = torch.rand(5, 3, 40, 40), torch.rand(4, 1, 40, 40)
+    spaces, _ = teacher_embeddings(dict(zip(MODALITIES, pair)), class_map, *images, fabric)
+    assert spaces["teacher-posteriors", ""]["sketch"].isfinite().all()
+    crossx, run = begin(pair, config, tmp_path / "run")
+    crossx.fit(run, progress=False)
+    shared = config.changed({"students.sketch_input_size": None, "students.shared": True})
+    other, run = begin(pair, shared, tmp_path / "other")
+    take_pairs(other, tmp_path / "run")
+    encoders = other.fit(run, progress=False)
+    assert encoders["sketch"].normalizer.pen == 0.05

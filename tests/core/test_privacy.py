@@ -55,6 +55,13 @@ def test_a_statement_needs_every_teacher_and_a_closed_guard():
     assert opened.guarantee is None and "a folder could be opened" in str(opened)
 
 
+def test_an_epsilon_that_excludes_nothing_is_not_stated():
+    large = {name: (Guarantee(15, 1e-6), "") for name in ("photo", "sketch")}
+    assert state_privacy(large, True).guarantee == Guarantee(15, 1e-6)
+    refused = state_privacy(large, False)
+    assert refused.guarantee is None and "30" in str(refused)
+
+
 def test_whatever_a_guard_lets_through_is_a_reason(tmp_path):
     "No guard, or any folder that is allowed, takes the guarantee; a closed guard keeps it."
     with data_free() as closed, data_free([tmp_path / "a", tmp_path / "b"]) as opened:

@@ -405,7 +405,7 @@ def test_voila_page(voila, browser, shots):
     download(page)
     click_on_the_map(page, shots, "voila")
     titles = page.locator(".widget-tab .lm-TabBar-tab").all_inner_texts()
-    assert len(titles) == 10
+    assert len(titles) == 11
     for width in (1440, 1000, 390):
         page.set_viewport_size({"width": width, "height": 1000})
         for title in titles:

@@ -233,6 +233,12 @@ def figures(rows: list[dict], epsilon: str, heading: str) -> list[float]:
     return [r[key] for r in rows if (r["epsilon"], r["part"]) == (epsilon, part)]
 
 
+def headings(rows: list[dict]) -> list[str]:
+    "Of the columns that rows have figures for."
+    parts = {r["part"] for r in rows}
+    return [heading for heading, (part, _) in COLUMNS.items() if part in parts]
+
+
 def _cell(found: list[float]) -> str:
     if len(found) < 2:
         return f"{found[0]:.3f} (1 seed)" if found else ""
@@ -241,9 +247,10 @@ def _cell(found: list[float]) -> str:
 
 def table(rows: list[dict]) -> str:
     "Means and standard deviations over seeds, one line for each epsilon, in Markdown."
-    lines = [f"| epsilon | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
+    columns = headings(rows)
+    lines = [f"| epsilon | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     for epsilon in epsilons(rows):
-        cells = [_cell(figures(rows, epsilon, heading)) for heading in COLUMNS]
+        cells = [_cell(figures(rows, epsilon, heading)) for heading in columns]
         lines.append(f"| {epsilon} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -255,12 +262,14 @@ def chart(rows_of: dict[str, list[dict]]) -> Figure:
     )
     for column, (name, rows) in zip(axes.T, rows_of.items(), strict=True):
         names = epsilons(rows)
-        for heading in COLUMNS:
+        for heading, color in zip(COLUMNS, ("C0", "C1", "C2") * 2, strict=True):
             found = [figures(rows, epsilon, heading) for epsilon in names]
             at = [i for i, values in enumerate(found) if values]
             spread = [stdev(found[i]) if len(found[i]) > 1 else 0.0 for i in at]
             ax = column[int(heading.startswith("AUC"))]
-            ax.errorbar(at, [mean(found[i]) for i in at], spread, label=heading, marker="o")
+            ax.errorbar(
+                at, [mean(found[i]) for i in at], spread, label=heading, marker="o", color=color
+            )
         column[0].set(title=name, ylabel="mAP@all")
         column[1].set(ylabel="AUC of membership", xlabel="epsilon", ylim=(0.45, 0.6))
         column[1].set_xticks(range(len(names)), names)

@@ -242,7 +242,7 @@ def headings(rows: list[dict]) -> list[str]:
 def _cell(found: list[float]) -> str:
     if len(found) < 2:
         return f"{found[0]:.3f} (1 seed)" if found else ""
-    return f"{mean(found):.3f} ± {stdev(found):.3f}"
+    return f"{mean(found):.3f} ± {stdev(found):.3f}" + " (2 seeds)" * (len(found) == 2)
 
 
 def table(rows: list[dict]) -> str:

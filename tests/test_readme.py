@@ -104,7 +104,7 @@ def command_faults(words):
     if lost := [
         word
         for word in rest
-        if re.match(r"(nbs|tests|docs|dfsbir)/", word) and not (ROOT / word).exists()
+        if re.match(r"(nbs|tests|docs)/|dfsbir/.*\.", word) and not (ROOT / word).exists()
     ]:
         return [f"there is no {word}" for word in lost]
     if first == "./run":

@@ -139,6 +139,17 @@ def order_of_methods(
     return "\n".join(lines)
 
 # %% ../../nbs/09_finegrained/21_report.ipynb #5251dbfd
+def _mean_of(runs, report, metric):
+    "The mean of a figure over runs, as text; empty where no run has it."
+    values = [run.metric(report, metric) for run in runs]
+    values = [value for value in values if value is not None]
+    return f"{mean(values):.3f}" if values else ""
+
+
+def _row(*cells):
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
 PUBLISHED = {  # Acc@1, data set -> method
     "ShoeV2, published": {
         "triplet": 0.2871,
@@ -186,17 +197,6 @@ def any_drawing_table(
     return Table("\n".join(lines)) if len(lines) > 2 else None
 
 # %% ../../nbs/09_finegrained/21_report.ipynb #2b4ee363
-def _mean_of(runs, report, metric):
-    "The mean of a figure over runs, as text; empty where no run has it."
-    values = [run.metric(report, metric) for run in runs]
-    values = [value for value in values if value is not None]
-    return f"{mean(values):.3f}" if values else ""
-
-
-def _row(*cells):
-    return "| " + " | ".join(map(str, cells)) + " |"
-
-
 def bridge_table(
     study: Study,  # with runs of `strong` and a bridge
 ) -> Table | None:  # None: no such runs

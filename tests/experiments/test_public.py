@@ -6,6 +6,7 @@ import matplotlib
 import pytest
 import torch
 from conftest import ROOT
+from IPython.core.interactiveshell import InteractiveShell
 from torchvision.utils import save_image
 
 from dfsbir.core.types import Normalizer
@@ -73,10 +74,11 @@ def run_cells(parameters):
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     injected = "\n".join(f"{name} = {value!r}" for name, value in parameters.items())
-    scope = {"In": ["", sources[0], injected]}
+    shell = InteractiveShell()
+    shell.user_ns["In"] = ["", sources[0], injected]
     for source in (sources[0], injected, *sources[1:]):
-        exec(compile(source, str(path), "exec"), scope)
-    return scope
+        shell.run_cell(source).raise_error()
+    return shell.user_ns
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")

@@ -153,7 +153,7 @@ def test_the_config_has_every_parameter(first):
     cwd, _ = first
     run = cwd / "runs" / "tiny"
     parameters = json.loads((run / "config.json").read_text())["parameters"]
-    places = {"run_folder", "results"}
+    places = {"run_folder", "results", "pairs_from"}
     assert {p.name for p in notebook_parameters()} - places <= set(parameters)
     assert parameters["crossx.pairs.warmup_steps"] == 4
     seeds = [read_card(run / "teachers" / f"{m}.safetensors")["seed"] for m in MODALITIES]

@@ -31,7 +31,10 @@ FINE = ("qmul-shoes", "qmul-chairs", "shoes3", "toy-instance")
 TABLES = [
     (d, ("mAP@all", "Prec@100", "Prec@200"), None)
     for d in ("toy", "toy/unseen", "pacs", "pacs5/unseen", "pacs64", "toy64")
-] + [(d, ("Acc@1", "Acc@5", "Acc@10"), "") for d in FINE]
+] + [
+    (d, ("Acc@1", "Acc@5", "Acc@10"), "")
+    for d in (*FINE, "qmul-shoes-imagenet", "qmul-chairs-imagenet")
+]
 
 
 def marked_tables():

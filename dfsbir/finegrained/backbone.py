@@ -169,6 +169,8 @@ class TimmBackbone(nn.Module):
 class LiteBackboneNet(nn.Module):
     "EfficientNet-Lite up to a block, pooled, and a linear layer on it in the place of the token."
 
+    SECOND = 128  # length of the distillation feature
+
     def __init__(
         self,
         name: str = "lite0",  # "lite0" to "lite4"
@@ -176,7 +178,6 @@ class LiteBackboneNet(nn.Module):
         blocks: int | None = None,  # the net ends after so many blocks; None: all of them
         frozen: int = 0,  # the stem and so many blocks keep their weights; 0: everything learns
         grid: int = 1,  # the last map is pooled to grid x grid; 1 forgets where things are
-        second: int = 128,  # length of the distillation feature
     ):
         super().__init__()
         net = build_net("efficientnet-lite", name, 1, pretrained)
@@ -192,8 +193,8 @@ class LiteBackboneNet(nn.Module):
         self.blocks[: self.frozen].requires_grad_(False)
         self.grid = grid
         dim = net._blocks[blocks - 1]._bn2.num_features * grid**2
-        self.second = nn.Linear(dim, second)
-        self.dims = (dim, second)
+        self.second = nn.Linear(dim, self.SECOND)
+        self.dims = (dim, self.SECOND)
         self.to(memory_format=torch.channels_last)
 
     def train(self, mode: bool = True):
@@ -207,7 +208,7 @@ class LiteBackboneNet(nn.Module):
     def forward(
         self,
         x: Tensor,  # (N,3,H,W), normalised
-    ) -> tuple[Tensor, Tensor]:  # (N, grid*grid*D) pooled map, (N, second)
+    ) -> tuple[Tensor, Tensor]:  # (N, grid*grid*D) pooled map, (N, SECOND)
         "The discriminative and the distillation feature."
         x = x.contiguous(memory_format=torch.channels_last)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
@@ -299,7 +300,6 @@ class LiteBackbone(Config):
     grid: int = Field(
         1, ge=1, le=16, description="the last map is pooled to grid x grid; 1 forgets places"
     )
-    second: int = Field(128, ge=1, description="length of the distillation feature")
 
     def build(
         self,

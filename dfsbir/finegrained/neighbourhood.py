@@ -14,6 +14,7 @@ from ..core.device import fork_rng
 from ..data.image_set import ImageSet
 from ..evaluation.retrieval import embed
 from .encoder import FineEncoder
+from .evaluation import true_ranks
 from .experiment import FineStudy
 from .structure import Structure
 
@@ -37,10 +38,8 @@ def own_ranks(
         for batch, _ in photos.loader(128)
     ]
     queries = _unit_features(encoder, photos.with_pixels(torch.cat(changed)))
-    scores = queries @ _unit_features(encoder, photos).T
-    own = scores.diagonal()[:, None]
-    before = torch.ones_like(scores, dtype=torch.bool).tril(-1)
-    return (1 + (scores > own).sum(1) + ((scores == own) & before).sum(1)).cpu()
+    ids = torch.arange(len(photos))
+    return true_ranks(queries, _unit_features(encoder, photos), ids, ids)
 
 # %% ../../nbs/09_finegrained/20_neighbourhood.ipynb #66342404
 def judged_alike(
@@ -52,7 +51,7 @@ def judged_alike(
     anchor, closer, farther = triplets.unbind(1)
     kept = (anchor != closer) & (anchor != farther)
     anchor, closer, farther = (positions[kept] for positions in (anchor, closer, farther))
-    features = _unit_features(encoder, photos).cpu()
+    features = _unit_features(encoder, photos)
     nearness = (features[anchor] * (features[closer] - features[farther])).sum(1)
     return nearness > 0
 
@@ -107,7 +106,7 @@ def examine_links(
         if data.judgements is not None:
             alike = judged_alike(net, data.test[0], data.judgements)
             found[f"{name}: people judge alike"] = alike.float().mean().item()
-    taught = _unit_features(study.teacher, data.test[0]).cpu()
+    taught = _unit_features(study.teacher, data.test[0])
     k = getattr(config.distillation, "k", 8)
     for name, student in students.items():
         features = distillation_features(student.eval(), data.test[0])

@@ -45,18 +45,25 @@ def true_ranks(
 # %% ../../nbs/09_finegrained/14_evaluation.ipynb #746b49b1
 def bootstrap(
     values: Tensor,  # (Q,) one figure a sketch, or (S,Q): the same sketches under S seeds
-    resamples: int = 2000,  # how often sketches are drawn anew
+    instances: Tensor | None = None,  # (Q,) the photo that each draws; None: one sketch a photo
+    resamples: int = 2000,  # how often photos are drawn anew
     level: float = 0.95,  # share of the means inside the interval
     seed: int = 0,  # of the draws
 ) -> tuple[float, float]:  # low, high
-    "Percentile interval of the mean over sketches drawn anew."
+    "Percentile interval of the mean over photos drawn anew, each with all of its sketches."
     values = values.double()
     if values.ndim == 2:
         values = values.mean(0)
+    sums, counts = values, torch.ones_like(values)
+    if instances is not None:
+        _, place = instances.unique(return_inverse=True)
+        counts = torch.bincount(place).double()
+        sums = torch.zeros_like(counts).index_add_(0, place, values)
     generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randint(len(values), (resamples, len(values)), generator=generator)
+    drawn = torch.randint(len(sums), (resamples, len(sums)), generator=generator)
+    means = sums[drawn].sum(1) / counts[drawn].sum(1)
     ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
-    low, high = torch.quantile(values[drawn].mean(1), ends).tolist()
+    low, high = torch.quantile(means, ends).tolist()
     return low, high
 
 # %% ../../nbs/09_finegrained/14_evaluation.ipynb #6ac95a42
@@ -110,8 +117,13 @@ class InstanceReport:
         self,
         metric: str,  # a key of `metrics`
     ) -> tuple[float, float]:  # low, high
-        "95% bootstrap interval over sketches."
-        return bootstrap(self.values(metric))
+        "95% bootstrap interval over photos, each with all of its sketches."
+        values, instances = self.values(metric), self.instances
+        if instances is None or metric.startswith("any "):
+            return bootstrap(values)
+        if metric == "triplets":
+            instances = instances[~self.agreement.isnan()]
+        return bootstrap(values, instances)
 
     def __repr__(self):
         figures = ", ".join(f"{name} {value:.3f}" for name, value in self.metrics.items())
@@ -119,7 +131,7 @@ class InstanceReport:
 
     def _repr_markdown_(self):
         lines = [
-            "| metric | random order | this | 95% interval over sketches |",
+            "| metric | random order | this | 95% interval |",
             "|---|---|---|---|",
         ]
         for name, value in self.metrics.items():

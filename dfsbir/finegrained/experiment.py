@@ -214,11 +214,14 @@ def result_rows(
 def _report_summary(report):
     "A report as JSON."
     metrics = report.metrics
-    return {
+    summary = {
         "metrics": metrics,
         "intervals": {name: report.interval(name) for name in metrics},
         "ranks": report.ranks.tolist(),
     }
+    if report.instances is not None:
+        summary["instances"] = report.instances.tolist()
+    return summary
 
 
 def _run_summary(study, result):

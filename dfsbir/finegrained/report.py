@@ -19,7 +19,7 @@ from ..evaluation.results import Table
 from .evaluation import bootstrap
 from .experiment import FineStudy
 from .neighbourhood import examine_links
-from .plots import METHOD_ORDER, difference, hits_by_seed
+from .plots import METHOD_ORDER, difference, drawn_instances, hits_by_seed
 from .saving import load_fine
 from .study import FineStudyConfig
 
@@ -128,13 +128,14 @@ def order_of_methods(
         seeds = [{run.seed for run in runs} for runs in (before, after)]
         if not before or seeds[0] != seeds[1]:
             continue
+        instances = drawn_instances([run.summary for run in before])
         before, after = hits_of(before), hits_of(after)
-        low, high = bootstrap(after - before)
+        low, high = bootstrap(after - before, instances)
         verdict = _verdict(low, high, (after - before).mean())
         factor = after.mean() / before.mean()
         lines.append(
-            f"- {dataset}: {worse} < {better} {verdict}: {difference(after, before)}, "
-            f"factor {factor:.2f}"
+            f"- {dataset}: {worse} < {better} {verdict}: "
+            f"{difference(after, before, instances)}, factor {factor:.2f}"
         )
     return "\n".join(lines)
 
@@ -208,7 +209,8 @@ def bridge_table(
         warm = study.of(dataset, "strong", "from CrossX encoders")
         if not fresh or {run.seed for run in fresh} != {run.seed for run in warm}:
             continue
-        gain = difference(hits_of(warm), hits_of(fresh))
+        instances = drawn_instances([run.summary for run in fresh])
+        gain = difference(hits_of(warm), hits_of(fresh), instances)
         for name, runs, change in (("random weights", fresh, ""), ("CrossX encoders", warm, gain)):
             accuracy = f"{hits_of(runs).mean():.3f}"
             unseen = [_mean_of(runs, "unseen", metric) for metric in ("Acc@1", "Acc@10")]

@@ -57,6 +57,25 @@ def test_seeds_are_averaged_before_sketches_are_drawn():
     assert bootstrap(torch.tensor([[0.0, 1.0] * 50, [1.0, 0.0] * 50])) == (0.5, 0.5)
 
 
+def test_drawings_of_one_photo_are_drawn_anew_together():
+    hits = (torch.arange(60) % 2).double()
+    once = bootstrap(hits)
+    order = torch.randperm(180, generator=torch.Generator().manual_seed(0))
+    photos = torch.arange(60).repeat(3)[order]
+    assert bootstrap(hits.repeat(3)[order], photos) == pytest.approx(once)
+    low, high = bootstrap(hits.repeat(3))
+    assert high - low < 0.7 * (once[1] - once[0])
+
+
+def test_a_photo_with_more_drawings_weighs_more():
+    low, high = bootstrap(torch.tensor([1.0, 1.0, 1.0, 0.0]), torch.tensor([7, 7, 7, 2]), 4000)
+    assert (low, high) == (0.0, 1.0)
+    values = torch.cat([torch.ones(300), torch.zeros(100)])
+    photos = torch.cat([torch.arange(100).repeat(3), torch.arange(100, 200)])
+    low, high = bootstrap(values, photos)
+    assert low < 0.75 < high
+
+
 def test_report():
     agreement = torch.tensor([0.5, 1.0, math.nan, 0.0], dtype=torch.float64)
     report = InstanceReport(torch.tensor([1, 1, 4, 12]), 20, agreement)
@@ -78,6 +97,7 @@ def test_several_drawings_a_photo_count_by_drawing_and_by_photo():
     )
     assert report.metrics["Acc@1"] == pytest.approx(0.4)
     assert report.metrics["any Acc@1"] == 0.5 and report.metrics["any Acc@10"] == 1.0
+    assert report.interval("Acc@1") == bootstrap(report.values("Acc@1"), report.instances)
     low, high = report.interval("any Acc@1")
     assert low <= 0.5 <= high and "any Acc@1" in report._repr_markdown_()
 

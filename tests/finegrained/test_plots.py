@@ -44,6 +44,17 @@ def test_compared_runs(folders):
     assert compare_runs(folders, "Acc@10").splitlines()[2].startswith("| triplet | **1.000**")
 
 
+def test_several_drawings_of_a_photo_widen_the_intervals(folders):
+    narrow = compare_runs(folders)
+    for folder in folders:
+        file = folder / "summary.json"
+        summary = json.loads(file.read_text())
+        last = summary["reports"]["last"]
+        last["ranks"], last["instances"] = last["ranks"] * 9, [0, 1, 2, 3] * 9
+        file.write_text(json.dumps(summary))
+    assert compare_runs(folders) == narrow  # nine drawings that agree say what one does
+
+
 def test_runs_of_two_data_sets_are_not_compared(folders):
     summary = json.loads((folders[0] / "summary.json").read_text())
     (folders[0] / "summary.json").write_text(json.dumps({**summary, "dataset": "b"}))

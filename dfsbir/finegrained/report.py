@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['ORDER_PAIRS', 'PUBLISHED', 'FinishedRun', 'Study', 'hits_of', 'order_of_methods', 'beside_published',
-           'any_drawing_table', 'bridge_table', 'jitter', 'steadiness_table', 'links_table', 'unseen_table']
+           'any_drawing_table', 'bridge_table', 'jitter', 'steadiness_table', 'links_table', 'choices_table',
+           'unseen_table']
 
 # %% ../../nbs/09_finegrained/21_report.ipynb #d0615f14
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 
 import torch
 from torch import Tensor
@@ -304,6 +305,32 @@ def links_table(
     lines = [_row(dataset, "share", "seeds"), "|---|--:|--:|"]
     lines += [_row(name, f"{mean(values):.3f}", len(values)) for name, values in found.items()]
     return Table("\n".join(lines))
+
+# %% ../../nbs/09_finegrained/21_report.ipynb #f0e941d1
+def _spread(values):
+    "Mean and standard deviation, as text."
+    return f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
+
+
+def choices_table(
+    study: Study,  # with runs whose last log line has figures of held-back photos
+    dataset: str,  # as the results call it
+) -> Table | None:  # None: no such runs
+    "Every variant of a data set on held-back photos, the best first."
+    names = ["val/Acc@1", "val/mean rank"]
+    groups = {}
+    for run in study.of(dataset, variant=None):
+        last = run.lines[-1] if run.lines else {}
+        if all(name in last for name in names):
+            key = run.summary["method"], run.summary["variant"]
+            groups.setdefault(key, []).append([last[name] for name in names])
+    ordered = sorted(groups.items(), key=lambda item: -mean(row[0] for row in item[1]))
+    header = [f"{dataset}, held back", "method", "Acc@1", "mean rank", "seeds"]
+    lines = [_row(*header), "|---|---|--:|--:|--:|"]
+    for (method, variant), rows in ordered:
+        figures = [_spread(values) for values in zip(*rows)]
+        lines.append(_row(variant, method, *figures, len(rows)))
+    return Table("\n".join(lines)) if groups else None
 
 # %% ../../nbs/09_finegrained/21_report.ipynb #7ddb5091
 def unseen_table(

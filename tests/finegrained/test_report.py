@@ -12,6 +12,7 @@ from dfsbir.finegrained.report import (
     any_drawing_table,
     beside_published,
     bridge_table,
+    choices_table,
     jitter,
     links_table,
     order_of_methods,
@@ -136,6 +137,24 @@ def test_any_of_several_drawings(tmp_path):
     file.write_text(json.dumps(summary))
     lines = any_drawing_table(Study.read([tmp_path]), "a")._repr_markdown_().splitlines()
     assert lines[2] == "| strong | 0.250 | 0.500 | 0.250 | 0.500 | 1 |"
+
+
+def test_choices_are_ordered_by_held_back_photos(tmp_path):
+    figures = {"K 3": (0.4, 0.5), "K 8": (0.5, 0.6), "not measured": (None, None)}
+    for variant, by_seed in figures.items():
+        for seed, value in enumerate(by_seed):
+            line = {"test/Acc@1": 1 - (value or 0)}  # which the table must not look at
+            if value is not None:
+                line |= {"val/Acc@1": value, "val/mean rank": 2.0}
+            first = {"val/Acc@1": 0.9, "val/mean rank": 1.0}  # of an earlier epoch
+            write_run(tmp_path, "full", seed, [1], variant, figures=[first, line])
+    write_run(tmp_path, "strong", 0, [1])  # no log at all
+    lines = choices_table(Study.read([tmp_path]), "a")._repr_markdown_().splitlines()
+    assert lines[2:] == [
+        "| K 8 | full | 0.550 ± 0.071 | 2.000 ± 0.000 | 2 |",
+        "| K 3 | full | 0.450 ± 0.071 | 2.000 ± 0.000 | 2 |",
+    ]
+    assert choices_table(Study.read([tmp_path]), "b") is None
 
 
 def test_links_of_finished_runs(tmp_path, tiny_config):

@@ -14,8 +14,7 @@ from matplotlib.figure import Figure
 
 from ..core.run_folder import RunFolder
 from ..core.types import MODALITIES
-from .experiment import METRICS
-from ..evaluation.results import METHODS, Table
+from ..evaluation.results import METHODS, METRICS, Table
 from ..inversion.estimator import measure_diversity
 
 # %% ../../nbs/07_crossx/05_plots.ipynb #907c9a14

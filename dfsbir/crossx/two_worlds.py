@@ -13,8 +13,8 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from ..core.types import MODALITIES, Modality
-from .experiment import embed_test
 from ..data.image_set import ImageSet
+from ..evaluation.questions import embed_test
 from ..evaluation.retrieval import embed
 from ..students.cost import Cost, measure_cost
 from ..students.encoder import Encoder

@@ -12,9 +12,10 @@ from pathlib import Path
 from lightning_fabric import Fabric
 
 from ..core.types import MODALITIES, Modality, PairBatch
-from .experiment import Setup, TeacherRecipe, trained_teacher
+from .experiment import Setup
 from ..data.image_set import ImageSet
 from ..evaluation.verifier import Verification, verify
+from ..teachers.teacher_recipe import TeacherRecipe, trained_teacher
 
 # %% ../../nbs/07_crossx/08_verified.ipynb #bced9354
 def why_not_verified(setup: Setup) -> str:  # empty where it can be done

@@ -22,7 +22,6 @@ from ..core.run_folder import RunFolder
 from ..core.types import MODALITIES, Modality
 from ..crossx.build import build_crossx
 from ..crossx.config import CrossXConfig
-from ..crossx.experiment import brought_teacher
 from ..crossx.pairs import make_generators
 from ..crossx.trainer import weights_digest
 from ..data.toy import toy_pairs
@@ -31,6 +30,7 @@ from ..students.encoder import Encoder, load_encoders
 from ..teachers.class_map import ClassMap, align_classes, plain_name
 from ..teachers.loading import load_teacher, save_teacher
 from ..teachers.teacher import Teacher
+from ..teachers.teacher_recipe import brought_teacher
 from ..teachers.training import train_teacher
 from ..teachers.zoo import IMAGENET_GROUPS, imagenet_aliases
 

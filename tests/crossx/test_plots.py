@@ -5,7 +5,6 @@ import torch
 from crossx.helpers import CONFIGS, OPEN, begin
 
 from dfsbir.core.types import MODALITIES
-from dfsbir.crossx.experiment import METRICS
 from dfsbir.crossx.plots import (
     diversity_table,
     metrics_table,
@@ -13,6 +12,7 @@ from dfsbir.crossx.plots import (
     show_growth,
     show_losses,
 )
+from dfsbir.evaluation.results import METRICS
 from dfsbir.inversion.estimator import measure_diversity
 
 

@@ -7,7 +7,6 @@ import torch
 
 from dfsbir.core.data_guard import DataFreeViolation, data_free
 from dfsbir.core.types import MODALITIES, PairBatch
-from dfsbir.crossx.experiment import TeacherRecipe, ToyData
 from dfsbir.crossx.verified import (
     verified_in_words,
     verifier_recipe,
@@ -15,6 +14,8 @@ from dfsbir.crossx.verified import (
     why_not_verified,
 )
 from dfsbir.data.toy_shapes import TOY_CLASSES
+from dfsbir.teachers.experiment_data import ToyData
+from dfsbir.teachers.teacher_recipe import TeacherRecipe
 
 RECIPE = TeacherRecipe(net="tiny", epochs=8, size=56, seed=3)
 

@@ -9,8 +9,10 @@ from dfsbir.evaluation.results import (
     METHODS,
     RESULT_COLUMNS,
     Table,
+    append_once,
     append_results,
     read_results,
+    result_rows,
     results_table,
 )
 
@@ -120,3 +122,20 @@ def test_a_table_of_one_variant(path):
     append_results(path, [row(variant="mirror", value=0.9)])
     assert results_table(path, "toy", variant="") == plain
     assert "random (mirror)" in results_table(path, "toy")
+
+
+def test_rows_are_appended_once(tmp_path):
+    metrics = {
+        ("random", ""): {"mAP@all": 0.1, "Prec@100": 0.2, "Prec@200": 0.3},
+        ("crossx-dfsbir", "x"): {"mAP@all": 0.5, "Prec@100": 0.6, "Prec@200": 0.7},
+    }
+    rows = result_rows("toy", metrics, {("crossx-dfsbir", "x"): 9.0}, 1, "cpu", "run-1")
+    file = tmp_path / "shared" / "results.csv"
+    append_once(file, rows)
+    append_once(file, rows)
+    found = read_results(file)
+    assert len(found) == 6 and {r["seconds"] for r in found} == {0.0, 9.0}
+    assert {(r["method"], r["variant"], r["seed"]) for r in found} == {
+        ("random", "", 1),
+        ("crossx-dfsbir", "x", 1),
+    }

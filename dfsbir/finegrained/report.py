@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ORDER_PAIRS', 'PUBLISHED', 'FinishedRun', 'Study', 'hits_of', 'order_of_methods', 'beside_published',
            'any_drawing_table', 'bridge_table', 'jitter', 'steadiness_table', 'links_table', 'choices_table',
-           'unseen_table']
+           'example_figures', 'unseen_table']
 
 # %% ../../nbs/09_finegrained/21_report.ipynb #d0615f14
 import json
@@ -14,13 +14,21 @@ from pathlib import Path
 from statistics import mean, stdev
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..evaluation.results import Table
 from .evaluation import bootstrap
 from .experiment import FineStudy
 from .neighbourhood import examine_links
-from .plots import METHOD_ORDER, difference, drawn_instances, hits_by_seed
+from dfsbir.finegrained.plots import (
+    METHOD_ORDER,
+    difference,
+    drawn_instances,
+    hits_by_seed,
+    show_attention,
+    show_ranks,
+)
 from .saving import load_fine
 from .study import FineStudyConfig
 
@@ -271,14 +279,17 @@ def steadiness_table(
     return Table("\n".join(lines))
 
 # %% ../../nbs/09_finegrained/21_report.ipynb #beca4a17
-def _load_study(run, shared):
-    "A finished run's study with its images and its teacher; nothing is trained where it is there."
+def _read_study(run, shared=""):
+    "A finished run's study with its images."
     stored = json.loads((run.folder / "config.json").read_text())
     config = FineStudyConfig.from_flat(stored["parameters"])
     study = FineStudy(config, run.folder, shared)
     study.read()
-    study.prepare()
     return study
+
+
+def _last_encoder(run, device):
+    return load_fine(run.folder / "encoders" / "last.safetensors").to(device)
 
 
 def links_table(
@@ -291,12 +302,11 @@ def links_table(
     found = {}
     without = {run.seed: run for run in study.of(dataset, "strong", variant)}
     for run in study.of(dataset, "full", variant):
-        taught = _load_study(run, shared)
+        taught = _read_study(run, shared)
+        taught.prepare()  # trains nothing where the teacher is in the shared folder
         students = {"full": run, "strong": without.get(run.seed)}
         encoders = {
-            name: load_fine(of.folder / "encoders" / "last.safetensors").to(taught.fabric.device)
-            for name, of in students.items()
-            if of
+            name: _last_encoder(of, taught.fabric.device) for name, of in students.items() if of
         }
         for name, value in examine_links(taught, encoders).items():
             found.setdefault(name, []).append(value)
@@ -331,6 +341,20 @@ def choices_table(
         figures = [_spread(values) for values in zip(*rows)]
         lines.append(_row(variant, method, *figures, len(rows)))
     return Table("\n".join(lines)) if groups else None
+
+# %% ../../nbs/09_finegrained/21_report.ipynb #39edad17
+def example_figures(
+    run: FinishedRun,  # whose images are still in their folders
+) -> list[Figure]:  # ranks, and attention where there is any
+    "What the last encoder of a run finds on test photos, and where its outputs look."
+    study = _read_study(run)
+    encoder = _last_encoder(run, study.fabric.device)
+    photos, sketches = study.data.test
+    figures = [show_ranks(encoder, photos, sketches)]
+    kind = study.config.finegrained.encoder.backbone.kind
+    if kind == "pvt" and not study.config.bridge:
+        figures.append(show_attention(encoder, sketches))
+    return figures
 
 # %% ../../nbs/09_finegrained/21_report.ipynb #7ddb5091
 def unseen_table(

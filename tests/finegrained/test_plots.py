@@ -7,7 +7,13 @@ import torch
 
 from dfsbir.finegrained.config import FineGrainedConfig
 from dfsbir.finegrained.evaluation import InstanceReport, embed_pair, true_ranks
-from dfsbir.finegrained.plots import compare_runs, sensitivity, show_ranks, stability
+from dfsbir.finegrained.plots import (
+    compare_runs,
+    sensitivity,
+    show_attention,
+    show_ranks,
+    stability,
+)
 
 
 def write_run(folder, method, seed, ranks, **changes):
@@ -117,3 +123,13 @@ def test_ranks_are_shown_with_the_true_photo_framed(teacher, toy):
             if spine.get_linestyle() == "-" and spine.get_edgecolor()[1] > 0.5
         ]
         assert len(framed) == 1
+
+
+def test_attention_of_both_outputs(tiny_encoder, test_toy):
+    encoder = tiny_encoder()
+    fig = show_attention(encoder, test_toy[1], 3)
+    pictures = [ax.images[0].get_array() for ax in fig.axes if ax.images]
+    assert len(pictures) == 9
+    for attention in pictures[3:]:
+        assert attention.max() == pytest.approx(1)
+    assert encoder.training, "its mode is left as it was"

@@ -13,6 +13,7 @@ from dfsbir.finegrained.report import (
     beside_published,
     bridge_table,
     choices_table,
+    example_figures,
     jitter,
     links_table,
     order_of_methods,
@@ -182,3 +183,6 @@ def test_links_of_finished_runs(tmp_path, tiny_config):
         assert words in shown
     assert sorted((tmp_path / "shared").iterdir()) == teachers, "no teacher was trained anew"
     assert links_table(Study.read([tmp_path / "runs"]), "another", tmp_path) is None
+    (run,) = Study.read([tmp_path / "runs"]).of("toy-instance", "full")
+    ranks, attention = example_figures(run)
+    assert len(attention.axes) == 18 and len(ranks.axes) > 6

@@ -153,9 +153,9 @@ def test_the_fine_grained_methods_have_three_seeds(dataset):
             seeds[row["dataset"], row["method"], row["variant"], row["metric"]].add(row["seed"])
     study = "triplet", "triplet-intra", "strong", "full"
     assert {(dataset, m, "", k) for m in study for k in ("Acc@1", "Acc@10")} <= set(seeds)
-    assert all(s == ({0, 1, 2} if m in study else {0}) for (_, m, *_), s in seeds.items()), (
-        "three seeds of the study, one of the baselines"
-    )
+    for (_, method, variant, _), found in seeds.items():
+        one_seed = method not in study or variant == "PVT"  # shoes3 without pretrained weights
+        assert found == ({0} if one_seed else {0, 1, 2}), (method, variant)
     if dataset.startswith("qmul"):
         assert {m for _, m, *_ in seeds} >= {
             "holef",

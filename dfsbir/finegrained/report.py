@@ -11,13 +11,14 @@ __all__ = ['ORDER_PAIRS', 'PUBLISHED', 'FinishedRun', 'Study', 'hits_of', 'order
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ..evaluation.results import Table
+from ..evaluation.results import Table, show_mean
+from .data import read_pairs
 from .evaluation import bootstrap
 from .experiment import FineStudy
 from .neighbourhood import examine_links
@@ -279,17 +280,13 @@ def steadiness_table(
     return Table("\n".join(lines))
 
 # %% ../../nbs/09_finegrained/21_report.ipynb #beca4a17
-def _read_study(run, shared=""):
-    "A finished run's study with its images."
+def _read_config(run):
     stored = json.loads((run.folder / "config.json").read_text())
-    config = FineStudyConfig.from_flat(stored["parameters"])
-    study = FineStudy(config, run.folder, shared)
-    study.read()
-    return study
+    return FineStudyConfig.from_flat(stored["parameters"])
 
 
-def _last_encoder(run, device):
-    return load_fine(run.folder / "encoders" / "last.safetensors").to(device)
+def _last_encoder(run):
+    return load_fine(run.folder / "encoders" / "last.safetensors")
 
 
 def links_table(
@@ -302,11 +299,12 @@ def links_table(
     found = {}
     without = {run.seed: run for run in study.of(dataset, "strong", variant)}
     for run in study.of(dataset, "full", variant):
-        taught = _read_study(run, shared)
+        taught = FineStudy(_read_config(run), run.folder, shared)
+        taught.read()
         taught.prepare()  # trains nothing where the teacher is in the shared folder
         students = {"full": run, "strong": without.get(run.seed)}
         encoders = {
-            name: _last_encoder(of, taught.fabric.device) for name, of in students.items() if of
+            name: _last_encoder(of).to(taught.fabric.device) for name, of in students.items() if of
         }
         for name, value in examine_links(taught, encoders).items():
             found.setdefault(name, []).append(value)
@@ -317,11 +315,6 @@ def links_table(
     return Table("\n".join(lines))
 
 # %% ../../nbs/09_finegrained/21_report.ipynb #f0e941d1
-def _spread(values):
-    "Mean and standard deviation, as text."
-    return f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
-
-
 def choices_table(
     study: Study,  # with runs whose last log line has figures of held-back photos
     dataset: str,  # as the results call it
@@ -338,7 +331,7 @@ def choices_table(
     header = [f"{dataset}, held back", "method", "Acc@1", "mean rank", "seeds"]
     lines = [_row(*header), "|---|---|--:|--:|--:|"]
     for (method, variant), rows in ordered:
-        figures = [_spread(values) for values in zip(*rows)]
+        figures = [show_mean(values) for values in zip(*rows)]
         lines.append(_row(variant, method, *figures, len(rows)))
     return Table("\n".join(lines)) if groups else None
 
@@ -347,12 +340,11 @@ def example_figures(
     run: FinishedRun,  # whose images are still in their folders
 ) -> list[Figure]:  # ranks, and attention where there is any
     "What the last encoder of a run finds on test photos, and where its outputs look."
-    study = _read_study(run)
-    encoder = _last_encoder(run, study.fabric.device)
-    photos, sketches = study.data.test
+    config, encoder = _read_config(run), _last_encoder(run)
+    settings = config.finegrained.encoder
+    photos, sketches = read_pairs(config.data, "test", settings.size)
     figures = [show_ranks(encoder, photos, sketches)]
-    kind = study.config.finegrained.encoder.backbone.kind
-    if kind == "pvt" and not study.config.bridge:
+    if settings.backbone.kind == "pvt" and not config.bridge:
         figures.append(show_attention(encoder, sketches))
     return figures
 

@@ -34,16 +34,11 @@ from ..teachers.class_map import ClassMap, align_classes
 from ..teachers.teacher import Teacher
 
 # %% ../../nbs/07_crossx/03_build.ipynb #c01d57a3
-def config_for_teachers(
+def _cold_without_code(
     config: CrossXConfig,
     teachers: dict[Modality, Teacher],
 ) -> CrossXConfig:
-    """The config, or the preset `cold` where a teacher's network cannot be copied.
-
-    A teacher that came as a program (TorchScript, ONNX, torch.export) or as a nameless module
-    has no network that a student could start as. Students then start from random weights, on
-    pyramid pairs, and a warning says so.
-    """
+    "The config, or the preset `cold` where a teacher's network cannot be copied."
     targets = config.students.kind == "targets" and config.pairs.kind == "estimates"
     if not targets or config.students.start.kind != "warm":
         return config
@@ -53,7 +48,7 @@ def config_for_teachers(
     warnings.warn(
         f"the {' and the '.join(programs)} teacher's network cannot be copied, so the students "
         "start from random weights: preset cold with students.net = dfsbir/medium",
-        stacklevel=3,
+        stacklevel=4,
     )
     kept = {name: getattr(config, name) for name in ("seed", "device", "precision", "processes")}
     sizes = {f"pairs.{m}.size": size for m, size in config.sizes.items()}
@@ -63,6 +58,50 @@ def config_for_teachers(
         "students.dim": config.students.dim,
     }
     return CrossXConfig.preset("cold", kept, sizes, students)
+
+
+def _drawn_pictures(
+    config: CrossXConfig,
+    teachers: dict[Modality, Teacher],
+) -> CrossXConfig:
+    "The config, on procedural objects alone where no teacher's pictures would be optimised."
+    if config.pairs.kind != "pyramid":
+        return config
+    sides = {m: getattr(config.pairs, m) for m in MODALITIES}
+    drawn = [m for m in MODALITIES if sides[m].is_drawn(teachers[m])]
+    for m in drawn:
+        if sides[m].drawn is None:
+            warnings.warn(
+                f"the {m} teacher has no batch norm, without which optimised pictures teach "
+                "students nothing: procedural objects take their place "
+                f"(pairs.{m}.drawn = false optimises pictures all the same)",
+                stacklevel=4,
+            )
+    students = config.students
+    if drawn and (students if students.kind == "cold" else students.loss).proxy_anchor:
+        raise ValueError(
+            "proxy_anchor of the students needs the class of every picture, and procedural objects "
+            f"have none: set it to 0, or pairs.{drawn[0]}.drawn to false"
+        )
+    if len(drawn) < len(MODALITIES):
+        return config
+    sizes = {f"pairs.{m}.size": size for m, size in config.sizes.items()}
+    return config.changed({"pairs.kind": "objects"}, sizes)
+
+
+def config_for_teachers(
+    config: CrossXConfig,
+    teachers: dict[Modality, Teacher],
+) -> CrossXConfig:
+    """The config, or what has to take its place with these teachers; warnings say what and why.
+
+    A teacher that came as a program (TorchScript, ONNX, torch.export) or as a nameless module
+    has no network that a student could start as: the preset `cold` takes over, students from
+    random weights on pyramid pairs. Where both teachers' pyramid pictures are drawn by a program,
+    as of teachers without batch norm, the pairs are procedural objects. Raises ValueError where
+    the students' loss needs a class of pictures that have none.
+    """
+    return _drawn_pictures(_cold_without_code(config, teachers), teachers)
 
 # %% ../../nbs/07_crossx/03_build.ipynb #8aa83bdb
 def build_cold_distiller(

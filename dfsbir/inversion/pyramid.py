@@ -100,6 +100,18 @@ class PyramidConfig(Config):
     crop: Range = Field((0.3, 1.0), description="least area of a crop at the end, per batch")
     noise: float = Field(0.0, ge=0, description="deviation of input noise at the start; fades")
     roll: float = Field(0.0625, ge=0, lt=0.5, description="largest roll, share of the side")
+    drawn: bool | None = Field(
+        None,
+        description="procedural objects instead of pictures that are optimised; null: where the "
+        "teacher has no batch norm",
+    )
+
+    def is_drawn(
+        self,
+        teacher: Teacher,
+    ) -> bool:
+        "Whether a program draws this teacher's pictures, so that nothing is optimised."
+        return not teacher.bn_targets() if self.drawn is None else self.drawn
 
 # %% ../../nbs/05_inversion/07_pyramid.ipynb #3f6dda3d
 def one_cycle(
@@ -322,7 +334,7 @@ class PyramidEstimator:
             self.run_step()
             if progress:
                 progress(self.step, self.terms.log())
-        return as_floats(self.pictures()[:show])
+        return self.preview(show)
 
     def waiting(self) -> int:
         "Finished pairs that have not been sampled."

@@ -20,7 +20,8 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+import warnings
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -33,13 +34,14 @@ from dfsbir.core.device import make_fabric, seed_everything
 from dfsbir.core.types import MODALITIES, PairBatch
 from dfsbir.crossx.build import build_cold_distiller
 from dfsbir.crossx.config import CrossXConfig
-from dfsbir.crossx.pairs import PyramidPairs
+from dfsbir.crossx.pairs import ProceduralPairs, PyramidPairs
 from dfsbir.data.folders import read_folder
 from dfsbir.data.toy import toy_pairs
 from dfsbir.data.toy_shapes import TOY_CLASSES, TOY_HELD_OUT
 from dfsbir.evaluation.report import evaluate_retrieval
 from dfsbir.evaluation.results import append_results
 from dfsbir.evaluation.retrieval import chance_ap, embed
+from dfsbir.inversion.guidance import make_guide
 from dfsbir.inversion.pyramid import as_floats
 from dfsbir.teachers.class_map import align_classes
 from dfsbir.teachers.embeddings import teacher_embeddings
@@ -90,9 +92,10 @@ class World:
         line |= {"seconds": round(seconds, 1), **metrics}
         with open(f"{name}.jsonl", "a") as f:
             f.write(json.dumps(line) + "\n")
+        net = "" if self.args.teacher_net == "medium" else f"-{self.args.teacher_net}"
         rows = [
             {
-                "dataset": f"{self.data}{self.args.size}{'-val' * self.args.validation}",
+                "dataset": f"{self.data}{self.args.size}{net}{'-val' * self.args.validation}",
                 "method": method,
                 "variant": variant,
                 "seed": self.seed,
@@ -194,13 +197,18 @@ def config_of(world: World, **changes) -> CrossXConfig:
 def make_pictures(world: World, name: str, config: CrossXConfig, students=None) -> PairBatch:
     "Optimised pairs, as bytes on the device; kept as a file for other processes."
     path, begun = world.home / f"{name}.pt", time.time()
+    guide = None
+    if config.pairs.guidance:
+        guide = make_guide(config.pairs.guidance.kind, world.teachers, config.seed)
+        guide = guide.to(world.fabric.device)
     estimator = PyramidPairs(
         config.pairs,
         world.teachers,
         world.class_map,
         world.fabric,
         config.seed,
-        students=students,
+        guide,
+        students,
     )
     estimator.synthesize(config.pairs.steps_for(config.schedule.new_pairs), show=1)
     pairs = to_bytes(estimator.sample(estimator.waiting()))
@@ -276,19 +284,25 @@ def sampler(world: World, pairs: PairBatch):
     return draw
 
 
-def measure_teachers(world: World):
-    "Rows of what the teachers alone offer, and of a random order."
+def measure_read_outs(world: World, variant: str):
+    "Rows of what the teachers alone offer."
     begun = time.time()
     found, _ = teacher_embeddings(
         world.teachers, world.class_map, world.test[PHOTO], world.test[SKETCH], world.fabric
     )
     labels = [world.test[m].labels for m in (SKETCH, PHOTO)]
-    for (method, variant), both in found.items():
+    for (method, read_out), both in found.items():
         metrics = evaluate_retrieval(both[SKETCH], both[PHOTO], *labels).metrics
         metrics = {name: metrics[name] for name in METRICS}
-        name = f"cold {variant}".strip()
+        name = f"{variant} {read_out}".strip()
         world.row(method, name, metrics, time.time() - begun)
         world.say(f"{method} [{name}] mAP {metrics['mAP@all']:.3f}")
+
+
+def measure_teachers(world: World):
+    "Rows of the teachers, of a random order, and of averaged weights."
+    measure_read_outs(world, "cold")
+    labels = [world.test[m].labels for m in (SKETCH, PHOTO)]
     counts = torch.bincount(labels[1], minlength=int(labels[0].max()) + 1)
     floor = chance_ap(counts[labels[0]], len(labels[1])).mean().item()
     world.row("random", "cold", {"mAP@all": floor}, 0.0)
@@ -351,9 +365,7 @@ def uni_modal_arm(world: World):
 
 
 def meta_data_arm(world: World):
-    changes = {"pairs.loss.align": 0.0, "pairs.loss.class_": 0.0}
-    wanted = config_of(world).schedule.new_pairs // 4
-    config = config_of(world, **changes, **{"schedule.new_pairs": wanted})
+    config = config_of(world, **{"pairs.loss.align": 0.0, "pairs.loss.class_": 0.0})
     begun = time.time()
     pairs = make_pictures(world, "meta-data", config)
     made = time.time() - begun
@@ -375,6 +387,16 @@ def alternative_arm(world: World):
     teach(world, "alternative-data", "cold", config_of(world), sampler(world, pairs), len(pairs))
 
 
+def objects_arm(world: World):
+    "Procedural objects in the place of all estimates."
+    config = config_of(world)
+    source = ProceduralPairs(config.sizes, world.fabric, world.seed)
+    n = config.schedule.new_pairs
+    pairs = PairBatch.cat([to_bytes(source.sample(256)) for _ in range(-(-n // 256))])
+    variant = "cold, procedural objects"
+    teach(world, "crossx-dfsbir", variant, config, sampler(world, pairs), len(pairs))
+
+
 STUDENT_ARMS = {
     "T 1": {"students.distill_temperature": 1.0},
     "T 10": {"students.distill_temperature": 10.0},
@@ -386,6 +408,10 @@ STUDENT_ARMS = {
 }
 PICTURE_ARMS = {
     "class weight 1": {"pairs.loss.class_": 1.0, "pairs.loss.align": 0.5},
+    "no class and no L_align": {"pairs.loss.class_": 0.0, "pairs.loss.align": 0.0},
+    "no L_align": {"pairs.loss.align": 0.0},
+    "L_modal": {"pairs.loss.modality": 0.1, "pairs.guidance.kind": "procedural"},
+    "moving average of the batch-norm statistics": {f"pairs.{m}.bn_decay": 0.9 for m in MODALITIES},
     "no batch-norm prior": {"pairs.photo.bn": [0.0, 0.0], "pairs.sketch.bn": [0.0, 0.0]},
     "one kind of pictures": {
         f"pairs.{m}.{k}": v
@@ -455,13 +481,69 @@ def choice_arms(world: World):
             teach(world, "crossx-dfsbir", variant, config, sampler(world, pairs), n, made)
 
 
+def as_file(teacher, path: Path):
+    """The teacher, written as a program and loaded again without its code.
+
+    A TorchScript file keeps its batch norms; ONNX has them folded into the convolutions.
+    """
+    net, side = teacher.net.cpu().eval(), teacher.normalizer.size
+    blank = torch.rand(2, teacher.normalizer.channels, side, side)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if path.suffix == ".onnx":
+            torch.onnx.export(net, (blank,), path, dynamo=True, verbose=False)
+        else:
+            torch.jit.save(torch.jit.trace(net, blank), path)
+    card = {name: teacher.card[name] for name in ("classes", "input", "modality")}
+    return load_teacher(path, card)
+
+
+def files_arms(world: World):
+    "Cold students of teachers that are only files."
+    for sketch_format, drawn in (("ts", None), ("onnx", None), ("onnx", False)):
+        files = {PHOTO: "photo.ts", SKETCH: f"sketch.{sketch_format}"}
+        teachers = {m: as_file(world.teachers[m], world.home / files[m]) for m in MODALITIES}
+        teachers = {m: t.to(world.fabric.device) for m, t in teachers.items()}
+        own = replace(world, teachers=teachers)
+        norms = ", ".join(f"{len(t.bn_targets())} batch norms" for t in teachers.values())
+        own.say(f"{' and '.join(files.values())}: {norms}")
+        variant = f"cold, {' and '.join(files.values())}"
+        if drawn is None:
+            measure_read_outs(own, variant)
+        else:
+            variant += ", pictures all the same"
+        config = config_of(own, **{"pairs.sketch.drawn": drawn})
+        begun = time.time()
+        pairs = make_pictures(own, f"files-{sketch_format}-{drawn}", config)
+        made = time.time() - begun
+        teach(own, "crossx-dfsbir", variant, config, sampler(own, pairs), len(pairs), made)
+
+
+def growth_arms(world: World):
+    "Each point a run of its own, with its own schedule: against pictures kept, and against views."
+    config = config_of(world)
+    most = make_pictures(world, "most", config.changed({"schedule.new_pairs": 8192}))
+    random = torch.Generator().manual_seed(world.seed)
+    mixed = most[torch.randperm(len(most), generator=random).to(world.fabric.device)]
+    for kept in (128, 512, 2048, 8192):
+        draw = sampler(world, mixed[:kept])
+        teach(world, "crossx-dfsbir", f"cold, {kept} pictures", config, draw, kept)
+    for views in (4_000, 16_000, 64_000, 256_000, 1_000_000):
+        longer = config.changed({"schedule.distill_steps": views // config.students.batch})
+        name = f"cold, {views} views of {len(mixed)} pictures"
+        teach(world, "crossx-dfsbir", name, longer, sampler(world, mixed), len(mixed))
+
+
 PARTS = {
     "main": (main_arms,),
     "uni-modal": (uni_modal_arm, gaussian_arm),
     "others": (alternative_arm, meta_data_arm),
     "ablation": (ablation_arms,),
+    "objects": (objects_arm,),
     "choice": (choice_arms,),
-    "all": (main_arms, uni_modal_arm, gaussian_arm, alternative_arm, meta_data_arm),
+    "files": (files_arms,),
+    "growth": (growth_arms,),
+    "all": (main_arms, uni_modal_arm, gaussian_arm, alternative_arm, meta_data_arm, objects_arm),
 }
 
 

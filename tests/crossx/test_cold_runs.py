@@ -5,12 +5,15 @@ import torch
 
 from dfsbir.baselines import data_dependent, gaussian_prior, meta_data, uni_modal
 from dfsbir.core.config import ConfigError
+from dfsbir.core.device import make_fabric
 from dfsbir.core.run_folder import RunFolder
 from dfsbir.core.types import MODALITIES, Modality, Normalizer
 from dfsbir.crossx.build import build_crossx, config_for_teachers
 from dfsbir.crossx.config import CrossXConfig
+from dfsbir.crossx.pairs import ProceduralPairs, PyramidPairs
 from dfsbir.data.toy import toy_pairs
 from dfsbir.students.encoder import load_encoders
+from dfsbir.teachers.class_map import align_classes
 from dfsbir.teachers.nets import build_net
 from dfsbir.teachers.teacher import Teacher
 from dfsbir.teachers.torchscript import ScriptNet
@@ -154,6 +157,88 @@ def test_teachers_that_are_only_programs_get_cold_students(teachers):
     crossx.pairs.batch = 4
     crossx.run_step("synthesize")
     assert crossx.preview().of(Modality.PHOTO).shape == (4, 3, 16, 16)
+
+
+@pytest.fixture
+def without_norms():
+    "A photo and a sketch teacher without batch norm."
+    made = []
+    for seed, modality in enumerate(MODALITIES):
+        torch.manual_seed(seed)
+        net = build_net("dfsbir", "tiny-gn", 3)
+        made.append(Teacher(net, NAMES, Normalizer(16), modality))
+    return made
+
+
+def test_objects_stand_for_the_pictures_of_a_teacher_without_batch_norm(teachers, without_norms):
+    pair = teachers[0], without_norms[1]
+    with pytest.warns(UserWarning, match="the sketch teacher has no batch norm"):
+        crossx = build_crossx(*pair, small())
+    photos_alone = build_crossx(*pair, small(**{"pairs.sketch.drawn": True}))
+    scalars = crossx.run_step("synthesize")
+    assert not [name for name in scalars if "sketch" in name or "align" in name]
+    for other in (crossx, photos_alone):
+        while not other.pairs.waiting():
+            other.run_step("synthesize")
+    shown = crossx.preview()
+    objects = ProceduralPairs(crossx.config.sizes, crossx.fabric, crossx.config.seed)
+    assert torch.equal(shown.sketch, objects.preview(len(shown)).sketch)
+    pairs, same = crossx.pairs.sample(6), photos_alone.pairs.sample(6)
+    assert torch.equal(pairs.sketch, objects.sample(6).sketch)
+    assert torch.equal(pairs.photo, same.photo) and torch.equal(pairs.sketch, same.sketch)
+    assert pairs.label.max() < len(NAMES)
+
+
+def test_a_run_with_drawn_sketches_resumes(teachers, without_norms, tmp_path):
+    pair = teachers[0], without_norms[1]
+    config = small(**{"logging.save_every": 1, "pairs.sketch.drawn": True, "schedule.rounds": 2})
+    whole = build_crossx(*pair, config)
+    whole.fit(progress=False)
+
+    class Stop(Exception):
+        pass
+
+    def stop_there(crossx, action, scalars):
+        if crossx.position == 10:
+            raise Stop
+
+    with pytest.raises(Stop), RunFolder(tmp_path / "cut", config.flat()) as run:
+        build_crossx(*pair, config).fit(run, [stop_there], progress=False)
+    again = build_crossx(*pair, config)
+    again.fit(RunFolder(tmp_path / "cut", config.flat()), progress=False)
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(again), strict=True))
+
+
+def test_two_teachers_without_batch_norm_get_objects_alone(without_norms):
+    with pytest.warns(UserWarning, match="no batch norm") as said:
+        crossx = build_crossx(*without_norms, small())
+    assert len(said) == 2
+    assert crossx.config.pairs.kind == "objects"
+    assert crossx.config.sizes == dict.fromkeys(MODALITIES, 16)
+    crossx.fit(progress=False)
+
+
+def test_pictures_without_batch_norm_can_be_asked_for(without_norms):
+    asked = {f"pairs.{m}.drawn": False for m in MODALITIES}
+    crossx = build_crossx(*without_norms, small(**asked))
+    assert crossx.config.pairs.kind == "pyramid" and not crossx.pairs.drawn
+    assert "estimator/sketch/class" in crossx.run_step("synthesize")
+
+
+def test_a_loss_that_needs_classes_refuses_drawn_pictures(teachers, without_norms):
+    config = small(**{"students.proxy_anchor": 0.1})
+    with (
+        pytest.warns(UserWarning, match="no batch norm"),
+        pytest.raises(ValueError, match="pairs.sketch.drawn to false"),
+    ):
+        build_crossx(teachers[0], without_norms[1], config)
+
+
+def test_pyramid_pairs_that_optimise_nothing_are_refused(teachers):
+    config = small(**{f"pairs.{m}.drawn": True for m in MODALITIES})
+    both = {t.modality: t for t in teachers}
+    with pytest.raises(ValueError, match="nothing is optimised"):
+        PyramidPairs(config.pairs, both, align_classes(NAMES, NAMES), make_fabric("cpu"), 0)
 
 
 def test_teachers_with_a_name_keep_the_config(teachers):

@@ -146,7 +146,7 @@ def test_without_a_folder_the_encoders_are_the_same(teachers, whole):
 
 
 SCRIPT = """
-import json, sys, time
+import json, signal, sys
 from pathlib import Path
 from dfsbir.core.run_folder import RunFolder
 from dfsbir.crossx.build import build_crossx
@@ -156,11 +156,13 @@ home = Path(sys.argv[1])
 config = CrossXConfig.from_flat(json.loads((home / "config.json").read_text()))
 teachers = [load_teacher(home / f"{m}.safetensors") for m in ("photo", "sketch")]
 
-def slowly(crossx, action, scalars):
+def wait(crossx, action, scalars):
     print(action, flush=True)
-    time.sleep(0.2)
+    if action == "fill":
+        sys.stdin.readline()  # until the signal was sent
 
-build_crossx(*teachers, config).fit(RunFolder(home / "run", config.flat()), [slowly])
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background
+build_crossx(*teachers, config).fit(RunFolder(home / "run", config.flat()), [wait])
 """
 
 
@@ -175,13 +177,13 @@ def home(teachers, tmp_path):
 
 def test_sigint_to_a_process(home, whole):
     command = [sys.executable, "-c", SCRIPT, str(home)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, **pipes) as process:
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen(command, **pipes, text=True) as process:
         for line in process.stdout:
             if line.strip() == "fill":
                 process.send_signal(signal.SIGINT)
                 break
-        _, err = process.communicate(timeout=120)
+        _, err = process.communicate("\n", timeout=120)
     assert process.returncode not in (0, None)
     assert "saved" in err and str(home / "run") in err
     position = RunFolder(home / "run").load_checkpoint("last")["position"]

@@ -197,7 +197,7 @@ def test_notebook_form(path):
     errors = [output["ename"] for output in outputs if output["output_type"] == "error"]
     assert not errors, f"committed with a failed cell: {errors}"
     assert "widgets" not in notebook["metadata"], (
-        "a progress bar teaches nothing: clear that output"
+        "progress bars teach nothing: clear that output"
     )
 
 

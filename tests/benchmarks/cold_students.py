@@ -23,10 +23,13 @@ import time
 import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import mean, stdev
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import matplotlib.pyplot as plt
 import torch
+from matplotlib.figure import Figure
 from torchvision.utils import save_image
 
 from dfsbir.baselines import AveragingWeights, GaussianPairs
@@ -78,6 +81,16 @@ class World:
         "The folder that the processes of this data set and seed share."
         return Path(self.args.out) / f"{self.data}-{self.seed}"
 
+    @property
+    def dataset(self) -> str:
+        "What the results call it: data, side, net, and the part where it has a table of its own."
+        names = [f"{self.data}{self.args.size}"]
+        if self.args.teacher_net != "medium":
+            names.append(self.args.teacher_net)
+        if self.part in ("ablation", "files", "growth"):
+            names.append(self.part)
+        return "-".join([*names, *(["val"] if self.args.validation else [])])
+
     def left(self) -> float:
         "Seconds until nothing new is begun."
         return self.args.budget - (time.time() - self.began)
@@ -92,10 +105,9 @@ class World:
         line |= {"seconds": round(seconds, 1), **metrics}
         with open(f"{name}.jsonl", "a") as f:
             f.write(json.dumps(line) + "\n")
-        net = "" if self.args.teacher_net == "medium" else f"-{self.args.teacher_net}"
         rows = [
             {
-                "dataset": f"{self.data}{self.args.size}{net}{'-val' * self.args.validation}",
+                "dataset": self.dataset,
                 "method": method,
                 "variant": variant,
                 "seed": self.seed,
@@ -564,7 +576,7 @@ def work(args, data, seed, part):
 
 
 def merge(out: Path):
-    "OUT/results.csv from the files of all processes, and a table of means."
+    "OUT/results.csv from the files of all processes, a table of means, a picture of growth."
     rows = []
     for path in sorted(out.glob("*-*-*.csv")):
         with open(path, newline="") as f:
@@ -574,6 +586,14 @@ def merge(out: Path):
         writer.writeheader()
         writer.writerows(rows)
     print_means(out)
+    growth = [
+        json.loads(line)
+        for path in sorted(out.glob("*-*-growth.jsonl"))
+        for line in path.read_text().splitlines()
+    ]
+    points = [line for line in growth if line["method"] == "crossx-dfsbir"]
+    if points:
+        growth_chart(points).savefig(out / "growth.png", dpi=70)
 
 
 def print_means(out: Path):
@@ -585,8 +605,24 @@ def print_means(out: Path):
                 if name in r:
                     table.setdefault((r["dataset"], r["method"], r["variant"]), []).append(r[name])
     for key, values in sorted(table.items()):
-        mean = sum(values) / len(values)
-        print(f"{' '.join(key):60s} {mean:.3f}  {' '.join(f'{v:.3f}' for v in values)}")
+        print(f"{' '.join(key):60s} {mean(values):.3f}  {' '.join(f'{v:.3f}' for v in values)}")
+
+
+def growth_chart(lines: list[dict]) -> Figure:
+    "mAP@all against pictures kept and against views, mean and spread over seeds."
+    fig, axes = plt.subplots(1, 2, figsize=(8, 3), sharey=True, layout="constrained")
+    for ax, name in zip(axes, ("pictures", "views")):
+        points = {}
+        for line in lines:
+            if name in line["variant"].split()[2]:
+                points.setdefault(line[name], []).append(line["mAP@all"])
+        at = sorted(points)
+        spread = [stdev(points[x]) if len(points[x]) > 1 else 0.0 for x in at]
+        ax.errorbar(at, [mean(points[x]) for x in at], spread, marker="o")
+        ax.set(xscale="log", xlabel=name, ylim=(0, 1))
+        ax.grid(alpha=0.3)
+    axes[0].set_ylabel("mAP@all")
+    return fig
 
 
 def parse():

@@ -196,9 +196,7 @@ def test_notebook_form(path):
     outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
     errors = [output["ename"] for output in outputs if output["output_type"] == "error"]
     assert not errors, f"committed with a failed cell: {errors}"
-    assert "widgets" not in notebook["metadata"], (
-        "progress bars teach nothing: clear that output"
-    )
+    assert "widgets" not in notebook["metadata"], "progress bars teach nothing: clear that output"
 
 
 @pytest.mark.parametrize("path", NUMBERED, ids=short)

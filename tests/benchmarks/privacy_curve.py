@@ -33,6 +33,7 @@ from matplotlib.figure import Figure
 from dfsbir.app.audit import model_confidence
 from dfsbir.baselines import data_dependent
 from dfsbir.core.checkpoint import write_atomic
+from dfsbir.core.config import read_table
 from dfsbir.core.device import make_fabric
 from dfsbir.core.privacy import guarantee_of
 from dfsbir.core.types import MODALITIES
@@ -156,6 +157,7 @@ class Curve:
                 "students.batch": args.distill_batch or min(256, args.pairs),
                 "students.input_size": args.student_size,
             },
+            args.changes,
         )
 
     def ask(self, space) -> float:
@@ -310,11 +312,13 @@ def main():
     add("--steps", type=int, default=100, help="of each batch of pictures")
     add("--distill", type=int, default=600, help="steps of the students")
     add("--distill-batch", type=int, help="pairs in each of them")
+    add("--changes", default="", help="further settings of the preset cold, as JSON or its file")
     add("--device", default="cpu")
     add("--minutes", type=float, default=float("inf"), help="begin no part after so long")
     add("--show", action="store_true", help="print the table and compute nothing")
     add("--chart", metavar="FILE.png", help="draw the rows of OUT")
     args = parser.parse_args()
+    args.changes = read_table(args.changes, "--changes")
     file = Path(args.out) / "curve.jsonl"
     began = time.monotonic()
     for seed in args.seeds if not args.show else []:

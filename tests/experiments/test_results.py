@@ -30,7 +30,17 @@ METHODS = {
 FINE = ("qmul-shoes", "qmul-chairs", "shoes3", "toy-instance")
 TABLES = [
     (d, ("mAP@all", "Prec@100", "Prec@200"), None)
-    for d in ("toy", "toy/unseen", "pacs", "pacs5/unseen", "pacs64", "pacs64-deep", "toy64")
+    for d in (
+        "toy",
+        "toy/unseen",
+        "pacs",
+        "pacs5/unseen",
+        "pacs64",
+        "pacs64-deep",
+        "toy64",
+        "toy32-small",
+        "toy32-small-files",
+    )
 ] + [
     (d, ("Acc@1", "Acc@5", "Acc@10"), "")
     for d in (*FINE, "qmul-shoes-imagenet", "qmul-chairs-imagenet")

@@ -35,16 +35,15 @@ from torchvision.utils import save_image
 from dfsbir.baselines import AveragingWeights, GaussianPairs
 from dfsbir.core.device import make_fabric, seed_everything
 from dfsbir.core.types import MODALITIES, PairBatch
-from dfsbir.crossx.build import build_cold_distiller
+from dfsbir.crossx.build import build_cold_distiller, build_pairs
 from dfsbir.crossx.config import CrossXConfig
-from dfsbir.crossx.pairs import ProceduralPairs, PyramidPairs
+from dfsbir.crossx.pairs import ProceduralPairs
 from dfsbir.data.folders import read_folder
 from dfsbir.data.toy import toy_pairs
 from dfsbir.data.toy_shapes import TOY_CLASSES, TOY_HELD_OUT
 from dfsbir.evaluation.report import evaluate_retrieval
 from dfsbir.evaluation.results import append_results
 from dfsbir.evaluation.retrieval import chance_ap, embed
-from dfsbir.inversion.guidance import make_guide
 from dfsbir.inversion.pyramid import as_floats
 from dfsbir.teachers.class_map import align_classes
 from dfsbir.teachers.embeddings import teacher_embeddings
@@ -206,22 +205,10 @@ def config_of(world: World, **changes) -> CrossXConfig:
     )
 
 
-def make_pictures(world: World, name: str, config: CrossXConfig, students=None) -> PairBatch:
-    "Optimised pairs, as bytes on the device; kept as a file for other processes."
+def make_pictures(world: World, name: str, config: CrossXConfig, rival=None) -> PairBatch:
+    "Optimised pairs, as bytes on the device; kept as a file. L_adv asks the rival, a distiller."
     path, begun = world.home / f"{name}.pt", time.time()
-    guide = None
-    if config.pairs.guidance:
-        guide = make_guide(config.pairs.guidance.kind, world.teachers, config.seed)
-        guide = guide.to(world.fabric.device)
-    estimator = PyramidPairs(
-        config.pairs,
-        world.teachers,
-        world.class_map,
-        world.fabric,
-        config.seed,
-        guide,
-        students,
-    )
+    estimator = build_pairs(world.teachers, world.class_map, rival, config, world.fabric)
     estimator.synthesize(config.pairs.steps_for(config.schedule.new_pairs), show=1)
     pairs = to_bytes(estimator.sample(estimator.waiting()))
     world.say(f"{len(pairs)} pairs {name} in {time.time() - begun:.0f} s {estimator.terms.log()}")
@@ -470,7 +457,7 @@ def adversary_arm(world: World, pairs, half, wanted, arm):
         rival.step(draw(config.students.batch))
     changes = {"pairs.loss.adversarial": 1.0, "schedule.new_pairs": wanted // 2}
     config = config_of(world, **changes).changed({"seed": world.seed + 77})
-    second = make_pictures(world, "adversarial", config, rival.predict_logits)
+    second = make_pictures(world, "adversarial", config, rival)
     both = PairBatch.cat([first, second.to(world.fabric.device)])
     arm("adversarial, 1/4 of the pictures", {}, sampler(world, both), len(both))
 
@@ -614,7 +601,7 @@ def growth_chart(lines: list[dict]) -> Figure:
     for ax, name in zip(axes, ("pictures", "views")):
         points = {}
         for line in lines:
-            if name in line["variant"].split()[2]:
+            if ("views" in line["variant"]) == (name == "views"):
                 points.setdefault(line[name], []).append(line["mAP@all"])
         at = sorted(points)
         spread = [stdev(points[x]) if len(points[x]) > 1 else 0.0 for x in at]

@@ -54,11 +54,10 @@ def weights(crossx):
     return [v.clone() for v in crossx.distiller.averaged.state_dict().values()]
 
 
-@pytest.mark.parametrize("stop", [2, 5, 8])
-def test_a_stopped_run_ends_like_an_uninterrupted_one(teachers, tmp_path, stop):
-    config = small(**{"logging.save_every": 1})
+def assert_resumes(teachers, config, stop, folder):
+    "A run that was stopped after so many actions ends like an uninterrupted one."
     whole = build_crossx(*teachers, config)
-    whole.fit(RunFolder(tmp_path / "whole", config.flat()), progress=False)
+    whole.fit(RunFolder(folder / "whole", config.flat()), progress=False)
 
     class Stop(Exception):
         pass
@@ -67,11 +66,16 @@ def test_a_stopped_run_ends_like_an_uninterrupted_one(teachers, tmp_path, stop):
         if crossx.position == stop:
             raise Stop
 
-    with pytest.raises(Stop), RunFolder(tmp_path / "cut", config.flat()) as run:
+    with pytest.raises(Stop), RunFolder(folder / "cut", config.flat()) as run:
         build_crossx(*teachers, config).fit(run, [stop_there], progress=False)
     again = build_crossx(*teachers, config)
-    again.fit(RunFolder(tmp_path / "cut", config.flat()), progress=False)
+    again.fit(RunFolder(folder / "cut", config.flat()), progress=False)
     assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(again), strict=True))
+
+
+@pytest.mark.parametrize("stop", [2, 5, 8])
+def test_a_stopped_run_ends_like_an_uninterrupted_one(teachers, tmp_path, stop):
+    assert_resumes(teachers, small(**{"logging.save_every": 1}), stop, tmp_path)
     encoders = load_encoders(tmp_path / "cut" / "encoders")
     assert encoders["photo"](torch.rand(2, 3, 16, 16)).shape == (2, 64)
 
@@ -190,23 +194,8 @@ def test_objects_stand_for_the_pictures_of_a_teacher_without_batch_norm(teachers
 
 
 def test_a_run_with_drawn_sketches_resumes(teachers, without_norms, tmp_path):
-    pair = teachers[0], without_norms[1]
-    config = small(**{"logging.save_every": 1, "pairs.sketch.drawn": True, "schedule.rounds": 2})
-    whole = build_crossx(*pair, config)
-    whole.fit(progress=False)
-
-    class Stop(Exception):
-        pass
-
-    def stop_there(crossx, action, scalars):
-        if crossx.position == 10:
-            raise Stop
-
-    with pytest.raises(Stop), RunFolder(tmp_path / "cut", config.flat()) as run:
-        build_crossx(*pair, config).fit(run, [stop_there], progress=False)
-    again = build_crossx(*pair, config)
-    again.fit(RunFolder(tmp_path / "cut", config.flat()), progress=False)
-    assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(again), strict=True))
+    changes = {"logging.save_every": 1, "pairs.sketch.drawn": True, "schedule.rounds": 2}
+    assert_resumes((teachers[0], without_norms[1]), small(**changes), 10, tmp_path)
 
 
 def test_two_teachers_without_batch_norm_get_objects_alone(without_norms):

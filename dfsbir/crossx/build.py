@@ -26,7 +26,7 @@ from dfsbir.crossx.pairs import (
 from .trainer import CrossX, student_log_probs
 from ..inversion.buffer import ReplayBuffer
 from ..inversion.guidance import make_guide
-from ..students.cold import ColdDistiller, cold_encoder, share_net
+from ..students.cold import ColdDistiller, cold_encoder, kept_encoder, share_net
 from ..students.distillation import Distiller
 from ..students.encoder import HeadSpec, encoder_from_teacher
 from ..students.heads import MetricSpace
@@ -118,18 +118,15 @@ def build_cold_distiller(
         Modality.PHOTO: students.input_size,
         Modality.SKETCH: students.sketch_input_size or students.input_size,
     }
-    encoders = {
-        m: cold_encoder(
-            teachers[m],
-            class_map,
-            space,
-            nets[m] or None,
-            students.temperature,
-            sizes[m] or 0,
-            students.flip_tta,
-        )
-        for m in MODALITIES
-    }
+    encoders = {}
+    for m in MODALITIES:
+        common = teachers[m], class_map, space
+        last = students.temperature, students.flip_tta
+        if m in students.taught:
+            size = sizes[m] or 0
+            encoders[m] = cold_encoder(*common, nets[m] or None, last[0], size, last[1])
+        else:
+            encoders[m] = kept_encoder(*common, *last)
     if students.shared:
         share_net(encoders[Modality.PHOTO], encoders[Modality.SKETCH])
     steps = config.plan().count("distill")

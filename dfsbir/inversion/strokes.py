@@ -233,12 +233,14 @@ def draw_strokes(
 # %% ../../nbs/05_inversion/00_strokes.ipynb #04410179
 def spread_strokes(
     *shape: int,  # leading shape of the result, the last number being strokes
+    generator: torch.Generator | None = None,  # on the result's device; None: global, on the CPU
 ) -> Tensor:  # (*shape,4,2) control points
-    "Random short curves spread over the paper, from PyTorch's global random numbers."
-    centre = torch.rand(*shape, 2) * 0.7 + 0.15
-    angle = torch.rand(*shape) * 2 * math.pi
-    length = torch.rand(*shape) * 0.25 + 0.1
+    "Random short curves spread over the paper."
+    on = {"generator": generator, "device": generator.device if generator else "cpu"}
+    centre = torch.rand(*shape, 2, **on) * 0.7 + 0.15
+    angle = torch.rand(*shape, **on) * 2 * math.pi
+    length = torch.rand(*shape, **on) * 0.25 + 0.1
     along = torch.stack([angle.cos(), angle.sin()], -1) * length[..., None]
-    thirds = torch.tensor([-0.5, -1 / 6, 1 / 6, 0.5])[:, None]
-    bend = torch.randn(*shape, 4, 2) * 0.04
+    thirds = torch.tensor([-0.5, -1 / 6, 1 / 6, 0.5], device=on["device"])[:, None]
+    bend = torch.randn(*shape, 4, 2, **on) * 0.04
     return centre[..., None, :] + along[..., None, :] * thirds + bend

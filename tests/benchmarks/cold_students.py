@@ -420,46 +420,60 @@ PICTURE_ARMS = {
 }
 
 
-def ablation_arms(world: World):
-    "One thing at a time, at half the views, all against the first line."
-    half = config_of(world).schedule.distill_steps // 2
+def half_arm(world: World, name, changes, pairs: PairBatch):
+    "An arm of the ablation: students of half the views."
+    if world.left() > 45:
+        half = config_of(world).schedule.distill_steps // 2
+        config = config_of(world, **changes, **{"schedule.distill_steps": half})
+        draw = sampler(world, pairs)
+        teach(world, "crossx-dfsbir", f"cold half, {name}", config, draw, len(pairs))
+
+
+def student_arms(world: World):
+    "One thing of the students at a time, all against the first line."
     pairs = load_pictures(world, "ours")
-
-    def arm(name, changes, draw, n):
-        if world.left() > 45:
-            config = config_of(world, **changes, **{"schedule.distill_steps": half})
-            teach(world, "crossx-dfsbir", f"cold half, {name}", config, draw, n)
-
-    arm("as it is", {}, sampler(world, pairs), len(pairs))
+    half_arm(world, "as it is", {}, pairs)
     for share in (4, 16):
-        few = pairs[: len(pairs) // share]
-        arm(f"1/{share} of the pictures", {}, sampler(world, few), len(few))
+        half_arm(world, f"1/{share} of the pictures", {}, pairs[: len(pairs) // share])
     for name, changes in STUDENT_ARMS.items():
-        arm(name, changes, sampler(world, pairs), len(pairs))
-    wanted = config_of(world).schedule.new_pairs // 4
+        half_arm(world, name, changes, pairs)
+
+
+def picture_arms(world: World):
+    """One thing of the pictures at a time, against as many pictures as they are.
+
+    A quarter of them where that is four batches, else all: a moving average and an adversary need
+    more than one.
+    """
+    config = config_of(world)
+    wanted, batch = config.schedule.new_pairs, config.pairs.batch * len(config.pairs.snapshots)
+    share = 4 if wanted >= 16 * batch else 1
+    wanted //= share
+    number = f", 1/{share} of the pictures" if share > 1 else ""
     for name, changes in PICTURE_ARMS.items():
         if world.left() > 100:
             config = config_of(world, **changes, **{"schedule.new_pairs": wanted})
             own = make_pictures(world, name.replace(" ", "-"), config)
-            arm(f"{name}, 1/4 of the pictures", {}, sampler(world, own), len(own))
+            half_arm(world, name + number, {}, own)
     if world.left() > 130:
-        adversary_arm(world, pairs, half, wanted, arm)
+        half_arm(world, f"adversarial{number}", {}, adversarial_pictures(world, wanted))
 
 
-def adversary_arm(world: World, pairs, half, wanted, arm):
-    "Half of a quarter of the pictures made against students of the other half."
-    first = pairs[: wanted // 2]
-    config = config_of(world, **{"schedule.distill_steps": half // 2})
+def adversarial_pictures(world: World, wanted: int) -> PairBatch:
+    "Half of the pictures as they are, half made against students of the others."
+    first = load_pictures(world, "ours")[: wanted // 2]
+    config = config_of(world)
+    steps = config.schedule.distill_steps // 4
     seed_everything(config.seed)
+    config = config.changed({"schedule.distill_steps": steps})
     rival = build_cold_distiller(world.teachers, world.class_map, config, world.fabric)
     draw = sampler(world, first)
-    for _ in range(half // 2):
+    for _ in range(steps):
         rival.step(draw(config.students.batch))
     changes = {"pairs.loss.adversarial": 1.0, "schedule.new_pairs": wanted // 2}
     config = config_of(world, **changes).changed({"seed": world.seed + 77})
     second = make_pictures(world, "adversarial", config, rival)
-    both = PairBatch.cat([first, second.to(world.fabric.device)])
-    arm("adversarial, 1/4 of the pictures", {}, sampler(world, both), len(both))
+    return PairBatch.cat([first, second.to(world.fabric.device)])
 
 
 def choice_arms(world: World):
@@ -537,7 +551,7 @@ PARTS = {
     "main": (main_arms,),
     "uni-modal": (uni_modal_arm, gaussian_arm),
     "others": (alternative_arm, meta_data_arm),
-    "ablation": (ablation_arms,),
+    "ablation": (student_arms, picture_arms),
     "objects": (objects_arm,),
     "choice": (choice_arms,),
     "files": (files_arms,),

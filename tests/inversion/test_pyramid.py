@@ -41,11 +41,11 @@ def teacher(modality, net=None):
     return Teacher(net, NAMES, Normalizer(16), modality)
 
 
-def estimator(teachers=None, **changes):
+def estimator(teachers=None, strokes=0, **changes):
     teachers = teachers or {m: teacher(m) for m in MODALITIES}
     configs = {
         Modality.PHOTO: PyramidConfig(size=16),
-        Modality.SKETCH: PyramidConfig(size=16, bias=2.5),
+        Modality.SKETCH: PyramidConfig(size=16, bias=2.5, strokes=strokes),
     }
     settings = {"steps": 4, "batch": 6, "seed": 0, **changes}
     return PyramidEstimator(
@@ -150,3 +150,46 @@ def test_what_is_missing_is_named(change):
 def test_settings_out_of_range(change):
     with pytest.raises(ConfigError):
         PyramidConfig(**change)
+
+
+def test_sketches_of_strokes_resume_exactly():
+    whole, first, second = (estimator(strokes=3) for _ in range(3))
+    whole.synthesize(8)
+    first.synthesize(6)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    second.synthesize(2)
+    assert torch.equal(whole.sample(6).sketch, first.sample(6).sketch)
+    found, want = second.sample(12), whole.sample(6)
+    assert torch.equal(found.sketch[6:], want.sketch)
+    assert torch.equal(found.photo[6:], want.photo)
+
+
+def test_photos_beside_strokes_begin_as_they_would_without():
+    made = [estimator(strokes=n) for n in (0, 3)]
+    for e in made:
+        e._begin()
+    assert torch.equal(*(e.sides[Modality.PHOTO].canvas.grids[0] for e in made))
+
+
+def test_strokes_have_the_pen_of_the_card():
+    teachers = {m: teacher(m) for m in MODALITIES}
+    teachers[Modality.SKETCH].normalizer.pen = 0.09
+    e = estimator(teachers, strokes=3)
+    e.run_step()
+    assert e.sides[Modality.SKETCH].canvas.width == 0.09
+
+
+def test_total_variation_is_for_pixels():
+    e = estimator(strokes=3)
+    e.run_step()
+    assert "sketch/total_variation" not in e.terms.log()
+    assert "photo/total_variation" in e.terms.log()
+
+
+def test_photos_are_not_made_of_strokes():
+    photo = teacher(Modality.PHOTO)
+    configs = {Modality.PHOTO: PyramidConfig(size=16, strokes=3)}
+    with pytest.raises(ValueError, match="wanted strokes = 0 for photos; found 3"):
+        PyramidEstimator(
+            {Modality.PHOTO: photo}, align_classes(NAMES, NAMES), configs, make_fabric("cpu")
+        )

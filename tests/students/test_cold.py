@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision
 
+from dfsbir.core.config import ConfigError
 from dfsbir.core.types import MODALITIES, Modality, Normalizer, PairBatch
 from dfsbir.students.cold import (
     ColdConfig,
@@ -17,6 +18,7 @@ from dfsbir.students.cold import (
     cosine_schedule,
     distillation_loss,
     feature_loss,
+    kept_encoder,
     share_net,
 )
 from dfsbir.students.encoder import load_encoders, save_encoders
@@ -54,6 +56,10 @@ def distiller(teachers, steps=6, class_map=SAME, fabric=None, **changes):
     photo, sketch = (cold_encoder(teachers[m], class_map, SPACE, config.net) for m in MODALITIES)
     if config.shared:
         share_net(photo, sketch)
+    if config.teach == "sketch":
+        photo = kept_encoder(teachers[Modality.PHOTO], class_map, SPACE)
+    if config.teach == "photo":
+        sketch = kept_encoder(teachers[Modality.SKETCH], class_map, SPACE)
     return ColdDistiller(photo, sketch, teachers, class_map, config, steps, fabric)
 
 
@@ -219,6 +225,54 @@ def test_encoders_are_saved_and_loaded(teachers, pairs, tmp_path, shared):
     loaded = load_encoders(tmp_path)
     for m in MODALITIES:
         torch.testing.assert_close(loaded[m](pairs.of(m)), made[m](pairs.of(m)))
+
+
+@pytest.mark.parametrize("taught", MODALITIES)
+@pytest.mark.parametrize("proxy_anchor", [0.0, 0.5])
+def test_one_student_alone_learns(teachers, pairs, taught, proxy_anchor, tmp_path):
+    "The other encoder stays its teacher to the bit, and survives being saved."
+    d = distiller(teachers, 3, teach=str(taught), proxy_anchor=proxy_anchor)
+    before = d.encoders()
+    for _ in range(3):
+        d.step(pairs)
+    after = d.encoders()
+    for m in MODALITIES:
+        same = torch.equal(before[m](pairs.of(m)), after[m](pairs.of(m)))
+        assert same == (m is not taught)
+    save_encoders(tmp_path, after)
+    kept = next(m for m in MODALITIES if m is not taught)
+    found = load_encoders(tmp_path)[kept].predict_log_probs(pairs.of(kept))[1].exp()
+    want = SAME.posteriors(teachers[kept](pairs.of(kept)).logits, kept, 0.7)
+    torch.testing.assert_close(found, want)
+
+
+def test_the_kept_teacher_is_not_asked_about_views(teachers, pairs):
+    d = distiller(teachers, teach="sketch")
+    teachers[Modality.PHOTO] = None
+    d.step(pairs)
+    assert set(d.terms.log()) == {"sketch/distillation", "sketch/feature", "total"}
+
+
+def test_one_student_alone_resumes_exactly(teachers, pairs):
+    first, second = (distiller(teachers, teach="sketch") for _ in range(2))
+    first.step(pairs)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    for d in (first, second):
+        torch.manual_seed(7)
+        d.step(pairs)
+    states = [d.averaged.state_dict().values() for d in (first, second)]
+    assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))
+
+
+def test_a_program_cannot_be_kept_as_an_encoder(teachers):
+    teachers[Modality.PHOTO].card.pop("source")
+    with pytest.raises(ValueError, match="photo teacher's net cannot be copied.*teach to both"):
+        kept_encoder(teachers[Modality.PHOTO], SAME, SPACE)
+
+
+def test_one_shared_net_learns_for_both():
+    with pytest.raises(ConfigError, match="one shared net learns from both teachers"):
+        ColdConfig(shared=True, teach="photo")
 
 
 def test_another_architecture_and_input_size(teachers):

@@ -1,0 +1,77 @@
+"""Stroke pages: drawings by construction, moved by their control points."""
+
+import math
+
+import pytest
+import torch
+
+from dfsbir.inversion.stroke_pages import StrokePages
+from dfsbir.inversion.strokes import Strokes
+
+
+def pages(n=3, strokes=4, size=20, **changes):
+    random = torch.Generator().manual_seed(0)
+    return StrokePages(StrokePages.draw_start(n, strokes, random), size, **changes)
+
+
+def test_the_start_is_the_generators_alone():
+    torch.manual_seed(1)
+    first = pages().values()
+    torch.manual_seed(2)
+    assert all(torch.equal(a, b) for a, b in zip(first, pages().values()))
+
+
+def test_values_make_the_same_pages_again():
+    made = pages(width=0.04)
+    with torch.no_grad():
+        made.points += 0.1
+        made.opacity_logit -= 3
+    again = StrokePages(made.values(), 20, 0.04)
+    assert torch.equal(made(), again())
+
+
+@pytest.mark.parametrize("width", [0.05, 0.1])
+def test_pages_are_ink_on_paper_with_lines_of_the_pen(width):
+    "One straight line of length .6 covers its length times its width."
+    line = torch.tensor([[0.2, 0.5], [0.4, 0.5], [0.6, 0.5], [0.8, 0.5]])
+    page = StrokePages([line.view(1, 1, 4, 2), torch.full((1, 1), 9.0)], 200, width)
+    with torch.no_grad():
+        picture = page()
+    assert picture.amin() >= 0 and picture.amax() <= 1 and picture[0, 0, 5, 5] > 0.99
+    assert (1 - picture).mean().item() == pytest.approx(0.6 * width, rel=0.3)
+
+
+def test_a_view_moves_control_points_by_a_loop():
+    made = pages(n=4)
+    u = 2 * torch.rand(4, 4, generator=torch.Generator().manual_seed(5)) - 1
+    moved = torch.zeros(4, 4, 4, 2)
+    for i in range(4):
+        turn, scale = 0.15 * u[0, i].item(), math.exp(0.15 * u[1, i].item())
+        for s in range(4):
+            for k in range(4):
+                x, y = (made.points[i, s, k] - 0.5).tolist()
+                moved[i, s, k, 0] = scale * (math.cos(turn) * x - math.sin(turn) * y)
+                moved[i, s, k, 1] = scale * (math.sin(turn) * x + math.cos(turn) * y)
+        moved[i] += 0.5 + 0.05 * u[2:, i]
+    want = Strokes(moved, made.opacity_logit.sigmoid(), made.width).draw(28, made.softness)
+    view = made.view(28, torch.Generator().manual_seed(5))
+    torch.testing.assert_close(view, want, rtol=1e-4, atol=1e-4)
+
+
+def test_edges_harden_and_pictures_are_always_crisp():
+    made = pages()
+    picture, edges = made(), []
+    for progress in (0.0, 0.4, 0.8, 1.0):
+        made.anneal(progress)
+        edges.append(made.softness)
+        assert torch.equal(made(), picture)
+    assert edges == pytest.approx([0.04, 0.02, 0.01, 0.01])
+
+
+def test_every_parameter_feels_the_loss():
+    made = pages()
+    made.view(20, torch.Generator().manual_seed(1)).square().sum().backward()
+    assert made.points.grad.abs().sum(-1).gt(0).any((1, 2)).all()
+    assert made.opacity_logit.grad.abs().gt(0).all()
+    rates = [(len(group["params"]), group["lr"]) for group in made.groups(0.1)]
+    assert rates == [(1, pytest.approx(0.02)), (1, pytest.approx(0.08))]

@@ -64,9 +64,13 @@ def _drawn_pictures(
     config: CrossXConfig,
     teachers: dict[Modality, Teacher],
 ) -> CrossXConfig:
-    "The config, on procedural objects alone where no teacher's pictures would be optimised."
+    """The config, without pictures of a modality whose student does not learn, and on procedural
+    objects alone where no teacher's pictures would be optimised."""
     if config.pairs.kind != "pyramid":
         return config
+    students = config.students
+    taught = students.taught if students.kind == "cold" else MODALITIES
+    config = config.changed({f"pairs.{m}.drawn": True for m in MODALITIES if m not in taught})
     sides = {m: getattr(config.pairs, m) for m in MODALITIES}
     drawn = [m for m in MODALITIES if sides[m].is_drawn(teachers[m])]
     for m in drawn:
@@ -77,8 +81,8 @@ def _drawn_pictures(
                 f"(pairs.{m}.drawn = false optimises pictures all the same)",
                 stacklevel=4,
             )
-    students = config.students
-    if drawn and (students if students.kind == "cold" else students.loss).proxy_anchor:
+    needs_class = (students if students.kind == "cold" else students.loss).proxy_anchor
+    if needs_class and set(drawn) & set(taught):
         raise ValueError(
             "proxy_anchor of the students needs the class of every picture, and procedural objects "
             f"have none: set it to 0, or pairs.{drawn[0]}.drawn to false"

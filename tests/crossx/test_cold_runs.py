@@ -100,6 +100,37 @@ def test_each_student_has_an_input_of_its_own(teachers):
     assert [encoders[m].normalizer.size for m in MODALITIES] == [24, 20]
 
 
+@pytest.mark.parametrize("stop", [2, 5])
+def test_a_sketch_student_on_strokes_beside_the_photo_teacher(tmp_path, stop):
+    "No photo is optimised for it, and a stopped run ends like an uninterrupted one."
+    card = {"source": "dfsbir", "name": "tiny"}
+    named = [
+        Teacher(build_net("dfsbir", "tiny", 3), NAMES, Normalizer(16), m, card=card)
+        for m in MODALITIES
+    ]
+    config = small(
+        **{
+            "students.teach": "sketch",
+            "students.proxy_anchor": 0.1,
+            "pairs.sketch.strokes": 3,
+            "logging.save_every": 1,
+        }
+    )
+    crossx = build_crossx(*named, config)
+    assert list(crossx.pairs.sides) == [Modality.SKETCH]
+    assert_resumes(named, config, stop, tmp_path)
+    photo = load_encoders(tmp_path / "cut" / "encoders")[Modality.PHOTO]
+    assert all(
+        torch.equal(v, photo.net.state_dict()[k]) for k, v in named[0].net.state_dict().items()
+    )
+
+
+def test_a_class_is_wanted_of_what_is_taught_alone(teachers):
+    drawn = {"students.proxy_anchor": 0.1, "pairs.sketch.drawn": True}
+    with pytest.raises(ValueError, match="proxy_anchor of the students needs the class"):
+        config_for_teachers(small(**drawn), dict(zip(MODALITIES, teachers)))
+
+
 @pytest.mark.parametrize(
     "change", [{"students.sketch_net": "dfsbir/grey"}, {"students.sketch_input_size": 20}]
 )

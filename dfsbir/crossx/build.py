@@ -134,7 +134,9 @@ def build_cold_distiller(
     if students.shared:
         share_net(encoders[Modality.PHOTO], encoders[Modality.SKETCH])
     steps = config.plan().count("distill")
-    return ColdDistiller(*encoders.values(), teachers, class_map, students, steps, fabric)
+    return ColdDistiller(
+        *encoders.values(), teachers, class_map, students, steps, fabric, config.seed
+    )
 
 
 def build_distiller(

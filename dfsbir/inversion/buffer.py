@@ -213,11 +213,12 @@ class ReplayBuffer:
         self,
         n: int,  # pairs, drawn with replacement
         device=None,  # where the batch is wanted; None: the buffer's device
+        generator: torch.Generator | None = None,  # on the CPU; None: the buffer's own
     ) -> PairBatch:
         "A batch of pairs, images float in [0,1]. Raises ValueError where the buffer is empty."
         if not len(self):
             raise ValueError("the buffer is empty: add pairs before sampling")
-        rows = torch.randint(len(self), (n,), generator=self.random)
+        rows = torch.randint(len(self), (n,), generator=generator or self.random)
         batch = self.table.take(_move(rows, self.table.device))
         target = self.device if device is None else torch.device(device)
         return _to_float(batch.map(lambda v: _move(v, target)))

@@ -4,23 +4,26 @@
 
 # %% auto #0
 __all__ = ['blend_images', 'distillation_loss', 'feature_loss', 'cold_encoder', 'kept_encoder', 'share_net', 'ColdConfig',
-           'cosine_schedule', 'ColdStudents', 'ColdDistiller']
+           'cosine_schedule', 'ColdStudents', 'KeptViews', 'ColdDistiller']
 
 # %% ../../nbs/06_students/04_cold.ipynb #524feb60
 import copy
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from ..core.config import Config
-from ..core.device import make_fabric, unscale_gradients
+from ..core.device import fork_rng, make_fabric, unscale_gradients
 from ..core.types import MODALITIES, Modality, Normalizer, PairBatch
 from ..data.augment import augment_batch
+from ..inversion.buffer import ReplayBuffer
 from ..losses.metric import proxy_anchor_loss
 from ..losses.term_log import TermLog
 from .distillation import Students
@@ -173,6 +176,12 @@ class ColdConfig(Config):
         True, description="the teacher sees the student's view; false: the unchanged image"
     )
     blend: float = Field(1.0, ge=0, le=1, description="share of views blended with another")
+    kept_views: int = Field(
+        0,
+        ge=0,
+        description="views that are made once, with the teachers' answers, and seen again and "
+        "again; 0: every view is new",
+    )
     batch: int = Field(256, ge=2, description="pairs a step")
     ema_decay: float = Field(0.99, ge=0, lt=1, description="of the weights' moving average")
 
@@ -272,6 +281,40 @@ def _logits_and_features(encoder: Encoder, x: Tensor) -> tuple[Tensor, Tensor]:
     return logits.float(), global_pool(recorder.linear[-1].x)
 
 
+@dataclass
+class KeptViews:
+    "Views of both modalities or of one, with what the teachers say of them."
+
+    images: dict[Modality, Tensor]  # bytes (V,C,S,S)
+    logits: dict[Modality, Tensor]  # (V,K) of the shared classes
+    features: dict[Modality, Tensor]  # (V,F)
+    label: Tensor  # (V,) long
+
+    def __len__(self):
+        return len(self.label)
+
+    @staticmethod
+    def cat(parts: list["KeptViews"]) -> "KeptViews":
+        "All parts one after the other; features in half precision."
+        first = parts[0]
+
+        def joined(name):
+            return {m: torch.cat([getattr(p, name)[m] for p in parts]) for m in first.images}
+
+        features = {m: v.half() for m, v in joined("features").items()}
+        label = torch.cat([p.label for p in parts])
+        return KeptViews(joined("images"), joined("logits"), features, label)
+
+    def take(
+        self,
+        rows: Tensor,  # (N,) long
+    ) -> tuple[dict, dict, dict, Tensor]:
+        "Views in [0,1], logits and features by modality, and labels."
+        views = {m: x[rows].float() / 255 for m, x in self.images.items()}
+        answers = ({m: v[rows] for m, v in of.items()} for of in (self.logits, self.features))
+        return views, *answers, self.label[rows]
+
+
 class ColdDistiller:
     "Teaches two cold encoders, a shared one, or one alone what the teachers say of estimates."
 
@@ -284,9 +327,12 @@ class ColdDistiller:
         config: ColdConfig,
         steps: int,  # of the whole run
         fabric=None,  # Lightning Fabric: device, precision, processes; None: this process, CPU
+        seed: int = 0,  # of the views that are kept
     ):
         self.config = config
         self.steps = steps
+        self.seed = seed
+        self.kept, self._kept_of = None, 0  # KeptViews, and the pairs in the buffer by then
         self.fabric = fabric or make_fabric("cpu")
         self.teachers = teachers
         self.class_map = class_map
@@ -336,10 +382,9 @@ class ColdDistiller:
             features[m] = out.features
         return views, targets, features
 
-    def _losses(self, batch: PairBatch) -> dict[str, Tensor]:
+    def _losses(self, views: dict, targets: dict, features: dict, label: Tensor) -> dict:
         "Weighted terms by name."
         c = self.config
-        views, targets, features = self._views(batch)
         answers = self.students(views)
         losses = {}
         for m, (_, log_posteriors, mapped) in answers.items():
@@ -352,7 +397,7 @@ class ColdDistiller:
         if c.proxy_anchor:
             embeddings = torch.cat([answer[0] for answer in answers.values()])
             proxies = self.averaged.photo.head.proxies
-            metric = proxy_anchor_loss(embeddings, batch.label.repeat(len(answers)), proxies)
+            metric = proxy_anchor_loss(embeddings, label.repeat(len(answers)), proxies)
             losses["proxy_anchor"] = c.proxy_anchor * metric
         return losses
 
@@ -360,14 +405,57 @@ class ColdDistiller:
         self,
         batch: PairBatch,  # images float in [0,1]
     ):
-        "One step of both students; `terms.log()` gives its terms."
-        c = self.config
+        "One step of the students on new views; `terms.log()` gives its terms."
         batch = batch.to(self.fabric.device)
+        with self.fabric.autocast():
+            seen = self._views(batch)
+        self._learn(*seen, batch.label)
+
+    def keep_views(
+        self,
+        buffer: ReplayBuffer,  # with at least one pair
+    ):
+        "Makes the views that `step_on_kept` draws; nothing where those of this buffer are there."
+        if self._kept_of == buffer.added:
+            return
+        n, batch, device = self.config.kept_views, self.config.batch, self.fabric.device
+        seed = self.seed + 100003 * self.fabric.global_rank
+        random = torch.Generator().manual_seed(seed)
+        bar = {"desc": "views", "delay": 5, "disable": not self.fabric.is_global_zero}
+        with fork_rng(seed):
+            parts = [
+                self._answered(buffer.sample(min(batch, n - i), device, random))
+                for i in tqdm(range(0, n, batch), **bar)
+            ]
+        self.kept, self._kept_of = KeptViews.cat(parts), buffer.added
+
+    def _answered(self, pairs: PairBatch) -> "KeptViews":
+        "One view of each pair, at the students' inputs, with the teachers' answers."
+        with self.fabric.autocast():
+            views, targets, features = self._views(pairs)
+        images = {}
+        for m, x in views.items():
+            side = getattr(self.averaged, m).normalizer.size
+            if x.shape[-1] > side:
+                x = F.interpolate(x.float(), (side, side), mode="bilinear", antialias=True)
+            images[m] = (x * 255).round().byte()
+        return KeptViews(images, targets, features, pairs.label)
+
+    def step_on_kept(self):
+        "One step of the students on views that are kept; ValueError where there are none."
+        if self.kept is None:
+            raise ValueError("no views are kept: call keep_views with the buffer of pairs first")
+        rows = torch.randint(len(self.kept), (self.config.batch,), device=self.fabric.device)
+        self._learn(*self.kept.take(rows))
+
+    def _learn(self, views: dict, targets: dict, features: dict, label: Tensor):
+        "One step on views (N,C,H,W) by modality, with what the teachers say of them."
+        c = self.config
         progress = (self.steps_done + 0.5) / self.steps
         for group in self.optimizer.param_groups:
             group["lr"] = c.lr * cosine_schedule(progress, c.warmup_share)
         with self.fabric.autocast():
-            losses = self._losses(batch)
+            losses = self._losses(views, targets, features, label)
         total = sum(losses.values())
         self.optimizer.zero_grad()
         self.fabric.backward(total)

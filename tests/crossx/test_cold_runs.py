@@ -80,6 +80,13 @@ def test_a_stopped_run_ends_like_an_uninterrupted_one(teachers, tmp_path, stop):
     assert encoders["photo"](torch.rand(2, 3, 16, 16)).shape == (2, 64)
 
 
+@pytest.mark.parametrize("stop", [6, 13])
+def test_a_stopped_run_makes_the_same_views_again(teachers, tmp_path, stop):
+    "In the first round and in the second, whose buffer holds more pairs."
+    changes = {"students.kept_views": 12, "schedule.rounds": 2, "logging.save_every": 1}
+    assert_resumes(teachers, small(**changes), stop, tmp_path)
+
+
 def test_adversary_in_a_second_round(teachers):
     config = small(**{"schedule.rounds": 2, "pairs.loss.adversarial": 1.0})
     crossx = build_crossx(*teachers, config)

@@ -10,6 +10,7 @@ from lightning_fabric.plugins import MixedPrecision
 
 from dfsbir.core.config import ConfigError
 from dfsbir.core.types import MODALITIES, Modality, Normalizer, PairBatch
+from dfsbir.inversion.buffer import ReplayBuffer
 from dfsbir.students.cold import (
     ColdConfig,
     ColdDistiller,
@@ -225,6 +226,70 @@ def test_encoders_are_saved_and_loaded(teachers, pairs, tmp_path, shared):
     loaded = load_encoders(tmp_path)
     for m in MODALITIES:
         torch.testing.assert_close(loaded[m](pairs.of(m)), made[m](pairs.of(m)))
+
+
+def filled(pairs):
+    buffer = ReplayBuffer(None)
+    buffer.add(pairs)
+    return buffer
+
+
+@pytest.mark.parametrize("teach", ["both", "sketch"])
+def test_views_are_kept_with_what_the_teachers_say_of_them(teachers, pairs, teach):
+    d = distiller(teachers, kept_views=20, batch=8, teach=teach)
+    d.keep_views(filled(pairs))
+    views, logits, features, label = d.kept.take(torch.arange(20))
+    assert set(views) == set(d.config.taught) and len(d.kept) == len(label) == 20
+    for m, x in views.items():
+        said = teachers[m](x, bn=False)
+        torch.testing.assert_close(logits[m], said.logits, atol=0.02, rtol=0.02)  # bytes
+        torch.testing.assert_close(features[m].float(), said.features, atol=0.02, rtol=0.02)
+
+
+def test_kept_views_have_the_students_side(teachers, pairs):
+    torch.manual_seed(3)
+    sides = {Modality.PHOTO: 12, Modality.SKETCH: 24}
+    encoders = [cold_encoder(teachers[m], SAME, SPACE, "dfsbir/tiny", size=sides[m]) for m in sides]
+    config = ColdConfig(kept_views=6, batch=4)
+    d = ColdDistiller(*encoders, teachers, SAME, config, 2)
+    d.keep_views(filled(pairs))
+    assert [d.kept.images[m].shape[-1] for m in MODALITIES] == [12, 16]  # never enlarged
+
+
+def test_teachers_are_asked_once_about_kept_views(teachers, pairs):
+    d, buffer = distiller(teachers, kept_views=12), filled(pairs)
+    d.keep_views(buffer)
+    asked, d.teachers = d.teachers, {}
+    losses = []
+    for _ in range(6):
+        d.keep_views(buffer)
+        d.step_on_kept()
+        losses.append(d.terms.log()["total"])
+    assert losses[-1] < losses[0]
+    buffer.add(pairs)
+    with pytest.raises(KeyError):
+        d.keep_views(buffer)  # new pairs: the teachers are wanted again
+    d.teachers = asked
+    d.keep_views(buffer)
+
+
+def test_kept_views_are_the_seeds_and_touch_no_random_numbers(teachers, pairs):
+    made = [distiller(teachers, kept_views=12) for _ in range(2)]
+    states = []
+    for seed, d in enumerate(made):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        buffer = filled(pairs)
+        d.keep_views(buffer)
+        assert torch.equal(before, torch.get_rng_state())
+        assert torch.equal(buffer.random.get_state(), filled(pairs).random.get_state())
+        states.append(d.kept.images[Modality.PHOTO])
+    assert torch.equal(*states)
+
+
+def test_without_kept_views_there_is_nothing_to_step_on(teachers):
+    with pytest.raises(ValueError, match="call keep_views with the buffer"):
+        distiller(teachers).step_on_kept()
 
 
 @pytest.mark.parametrize("taught", MODALITIES)

@@ -119,6 +119,8 @@ def _check_head(config: CrossXConfig):
 def _build(photo_teacher, sketch_teacher, config, aliases, fabric, pairs) -> CrossX:
     "The CrossX run of a config on other pairs, new ones for every student step."
     _check_head(config)
+    if config.students.kind == "cold":
+        config = config.changed({"students.kept_views": 0})
     config = config.changed(
         {
             "schedule.rounds": config.plan().count("distill"),

@@ -6,7 +6,7 @@
 __all__ = ['why_not_verified', 'verifier_recipe', 'verify_estimates', 'verified_in_words']
 
 # %% ../../nbs/07_crossx/08_verified.ipynb #123fdc6b
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from lightning_fabric import Fabric
@@ -46,6 +46,7 @@ def verify_estimates(
     test: Mapping[Modality, ImageSet],  # real images of the shared classes, to compare with
     folder: str | Path,  # where the verifiers are kept
     fabric: Fabric | None = None,
+    modalities: Iterable[Modality] = MODALITIES,  # whose estimates have classes
 ) -> dict[Modality, Verification]:
     """What nets trained apart say of the estimates; a net that is in the folder is used again.
 
@@ -54,7 +55,7 @@ def verify_estimates(
     if why := why_not_verified(setup):
         raise ValueError(f"estimates cannot be verified: {why}")
     found = {}
-    for m in MODALITIES:
+    for m in modalities:
         classes = list(test[m].classes)
         recipe, file = verifier_recipe(setup.recipes[m]), Path(folder) / f"{m}.safetensors"
         net = trained_teacher(file, recipe, m, setup.data, classes, fabric)

@@ -146,8 +146,9 @@ def test_a_shared_net_has_one_name_and_one_input(change):
         small(**{"students.shared": True, **change})
 
 
-def test_baselines_at_the_same_budget(teachers):
-    config = small()
+@pytest.mark.parametrize("kept_views", [0, 12])
+def test_baselines_at_the_same_budget(teachers, kept_views):
+    config = small(**{"students.kept_views": kept_views})
     photos, sketches = toy_pairs(30, size=28, classes=NAMES)
     made = [
         build_crossx(*teachers, uni_modal(config)),

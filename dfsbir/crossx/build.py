@@ -70,7 +70,9 @@ def _drawn_pictures(
         return config
     students = config.students
     taught = students.taught if students.kind == "cold" else MODALITIES
-    config = config.changed({f"pairs.{m}.drawn": True for m in MODALITIES if m not in taught})
+    sides = {m: getattr(config.pairs, m) for m in MODALITIES}
+    idle = [m for m in MODALITIES if m not in taught and sides[m].drawn is None]
+    config = config.changed({f"pairs.{m}.drawn": True for m in idle})
     sides = {m: getattr(config.pairs, m) for m in MODALITIES}
     drawn = [m for m in MODALITIES if sides[m].is_drawn(teachers[m])]
     for m in drawn:
@@ -82,10 +84,11 @@ def _drawn_pictures(
                 stacklevel=4,
             )
     needs_class = (students if students.kind == "cold" else students.loss).proxy_anchor
-    if needs_class and set(drawn) & set(taught):
+    classless = [m for m in drawn if m in taught]
+    if needs_class and classless:
         raise ValueError(
             "proxy_anchor of the students needs the class of every picture, and procedural objects "
-            f"have none: set it to 0, or pairs.{drawn[0]}.drawn to false"
+            f"have none: set it to 0, or pairs.{classless[0]}.drawn to false"
         )
     if len(drawn) < len(MODALITIES):
         return config
@@ -101,9 +104,9 @@ def config_for_teachers(
 
     A teacher that came as a program (TorchScript, ONNX, torch.export) or as a nameless module
     has no network that a student could start as: the preset `cold` takes over, students from
-    random weights on pyramid pairs. Where both teachers' pyramid pictures are drawn by a program,
-    as of teachers without batch norm, the pairs are procedural objects. Raises ValueError where
-    the students' loss needs a class of pictures that have none.
+    random weights on pyramid pairs. A program draws the pictures of a modality whose student does
+    not learn. Where it draws both, as for teachers without batch norm, the pairs are objects.
+    Raises ValueError where the students' loss needs a class of pictures that have none.
     """
     return _drawn_pictures(_cold_without_code(config, teachers), teachers)
 

@@ -238,6 +238,15 @@ class PyramidPairsConfig(Config):
             )
         return self
 
+    @model_validator(mode="after")
+    def _photos_are_of_pixels(self):
+        if self.photo.strokes:
+            raise ValueError(
+                "strokes are lines on paper, and photos are not: wanted photo.strokes = 0; "
+                f"found {self.photo.strokes}"
+            )
+        return self
+
 
 class BufferConfig(Config):
     "What happens to new pairs, and how many are kept."

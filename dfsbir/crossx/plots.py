@@ -39,13 +39,16 @@ def show_growth(
 
 # %% ../../nbs/07_crossx/05_plots.ipynb #043e3eff
 def diversity_table(
-    images: Mapping[str, Mapping],  # name -> modality -> (N,C,H,W) images, (N,) labels
+    images: Mapping[str, Mapping],  # name -> modality -> (N,C,H,W) images, (N,) labels; some or all
 ) -> Table:
     "Mean distance of two images of one class (RMS of the pixel difference), by modality."
     lines = ["| distance within a class | photo | sketch |", "|---|---|---|"]
     for name, sets in images.items():
-        distances = [measure_diversity(*(t.cpu() for t in sets[m])) for m in MODALITIES]
-        lines.append(f"| {name} | " + " | ".join(f"{d:.3f}" for d in distances) + " |")
+        cells = (
+            f"{measure_diversity(*(t.cpu() for t in sets[m])):.3f}" if m in sets else "–"
+            for m in MODALITIES
+        )
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return Table("\n".join(lines))
 
 # %% ../../nbs/07_crossx/05_plots.ipynb #52b0c91d

@@ -168,7 +168,7 @@ class CrossX:
         return pairs
 
     def distill_step(self):
-        "One step of both students on pairs from the buffer, or on views of them that are kept."
+        "One step of the students on pairs from the buffer, or on views of them that are kept."
         students = self.config.students
         if students.kind == "cold" and students.kept_views:
             self.distiller.keep_views(self.buffer)

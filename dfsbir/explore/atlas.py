@@ -95,6 +95,14 @@ def _find_nearest(row: AtlasRow, run: Run, photos: ImageSet):
     row.nearest = list(zip(images, names, similarity.tolist()))
 
 
+def _optimised(run: Run) -> list[Modality]:
+    "The modalities whose pictures have a class; those that a program drew have none."
+    if run.pairs_kind != "pyramid":
+        return list(MODALITIES)
+    sides = {m: getattr(run.config.pairs, m) for m in MODALITIES}
+    return [m for m in MODALITIES if not sides[m].is_drawn(run.teachers[m])]
+
+
 def atlas_page(
     run: Run,
     label: str,  # class name
@@ -106,7 +114,7 @@ def atlas_page(
     "One class of a run. Raises ValueError for a run without estimates."
     pairs = class_pairs(run, label, candidates)
     rows = {}
-    for m in MODALITIES if len(pairs) else ():
+    for m in _optimised(run) if len(pairs) else ():
         images = pairs.of(m)
         confidence = run.posteriors("teacher", m, images)[:, run.classes.index(label)]
         best = confidence.argsort(descending=True, stable=True)[:n]

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from lightning_fabric import Fabric
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from ..core.config import Config
@@ -115,14 +115,23 @@ class PyramidConfig(Config):
     strokes: int = Field(
         0,
         ge=0,
-        description="curves that a sketch is made of, with the pen of the teacher's card, in the "
-        "place of pixels; 0: pixels",
+        description="curves that a sketch is made of, as wide as the pen of the teacher's card "
+        "(.025 without one), in the place of pixels; 0: pixels",
     )
     drawn: bool | None = Field(
         None,
         description="procedural objects instead of pictures that are optimised; null: where the "
         "teacher has no batch norm",
     )
+
+    @model_validator(mode="after")
+    def _objects_are_not_optimised(self):
+        if self.drawn and self.strokes:
+            raise ValueError(
+                "drawn puts procedural objects in the place of what strokes would be optimised "
+                f"for: set one of them; found drawn=true and strokes={self.strokes}"
+            )
+        return self
 
     def is_drawn(
         self,
@@ -212,7 +221,7 @@ class PyramidSide:
             group["lr"] = share * peak["lr"]
 
     def look(self, progress: float, random: torch.Generator) -> tuple[Tensor, Tensor]:
-        "The pictures, and what the teacher sees of them at this step."
+        "The pictures and what the teacher sees of them at this step; of strokes the same twice."
         if self.config.strokes:
             self.canvas.anneal(progress)
             view = self.canvas.view(min(self.config.size, self.teacher.normalizer.size), random)
@@ -249,7 +258,10 @@ def _within(ends: Range, u: float) -> float:
 
 
 class PyramidEstimator:
-    "Optimises pairs of pictures batch after batch; photo and sketch share class and start."
+    """Optimises pairs of pictures batch after batch.
+
+    Photo and sketch of a pair share their class, and their start where both are of pixels.
+    """
 
     def __init__(
         self,

@@ -75,7 +75,7 @@ class StrokePages(nn.Module):
         size: int,  # side of the view, px
         generator: torch.Generator,  # on the device of the points
     ) -> Tensor:  # (N,1,size,size) in [0,1]
-        "Each drawing turned by up to .15, scaled by up to 15%, shifted by up to .05 of the side."
+        "Each drawing turned by up to .15 rad, scaled by exp(.15), shifted by .05 of the side."
         strokes = self.strokes()
         on = {"device": self.points.device, "generator": generator}
         turn, scale, *shift = 2 * torch.rand(4, len(strokes), **on) - 1
@@ -83,5 +83,6 @@ class StrokePages(nn.Module):
         along, across = turn.cos() * scale, turn.sin() * scale
         axes = torch.stack([along, across, -across, along], 1).view(-1, 1, 2, 2)
         middle = 0.5 + 0.05 * torch.stack(shift, 1)[:, None, None]
-        strokes.points = (strokes.points - 0.5) @ axes + middle
+        with torch.autocast(axes.device.type, enabled=False):  # half precision would round points
+            strokes.points = (strokes.points - 0.5) @ axes + middle
         return strokes.draw(size, self.softness)

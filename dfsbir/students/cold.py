@@ -203,6 +203,15 @@ class ColdConfig(Config):
             )
         return self
 
+    @model_validator(mode="after")
+    def _a_kept_sketch_teacher_is_as_it_is(self):
+        if self.teach == "photo" and (self.sketch_net or self.sketch_input_size):
+            raise ValueError(
+                "the sketch teacher stays as it is with teach = photo: leave sketch_net and "
+                f"sketch_input_size out; found {self.sketch_net!r} and {self.sketch_input_size}"
+            )
+        return self
+
     @property
     def taught(self) -> tuple[Modality, ...]:
         "The modalities whose students learn."
@@ -287,7 +296,7 @@ class KeptViews:
 
     images: dict[Modality, Tensor]  # bytes (V,C,S,S)
     logits: dict[Modality, Tensor]  # (V,K) of the shared classes
-    features: dict[Modality, Tensor]  # (V,F)
+    features: dict[Modality, Tensor]  # (V,F); empty where nobody follows them
     label: Tensor  # (V,) long
 
     def __len__(self):
@@ -296,12 +305,13 @@ class KeptViews:
     @staticmethod
     def cat(parts: list["KeptViews"]) -> "KeptViews":
         "All parts one after the other; features in half precision."
-        first = parts[0]
 
         def joined(name):
-            return {m: torch.cat([getattr(p, name)[m] for p in parts]) for m in first.images}
+            first = getattr(parts[0], name)
+            return {m: torch.cat([getattr(p, name)[m] for p in parts]) for m in first}
 
-        features = {m: v.half() for m, v in joined("features").items()}
+        most = torch.finfo(torch.half).max
+        features = {m: v.clamp(-most, most).half() for m, v in joined("features").items()}
         label = torch.cat([p.label for p in parts])
         return KeptViews(joined("images"), joined("logits"), features, label)
 
@@ -332,7 +342,7 @@ class ColdDistiller:
         self.config = config
         self.steps = steps
         self.seed = seed
-        self.kept, self._kept_of = None, 0  # KeptViews, and the pairs in the buffer by then
+        self.kept, self._kept_of = None, None  # KeptViews, and the pairs in the buffer by then
         self.fabric = fabric or make_fabric("cpu")
         self.teachers = teachers
         self.class_map = class_map
@@ -415,10 +425,16 @@ class ColdDistiller:
         self,
         buffer: ReplayBuffer,  # with at least one pair
     ):
-        "Makes the views that `step_on_kept` draws; nothing where those of this buffer are there."
+        """Makes the views that `step_on_kept` draws; nothing where those of this buffer are there.
+
+        Raises ValueError where the config keeps none, or the buffer is empty.
+        """
         if self._kept_of == buffer.added:
             return
         n, batch, device = self.config.kept_views, self.config.batch, self.fabric.device
+        if not n:
+            raise ValueError("this config keeps no views: set students.kept_views above 0")
+        self.kept = None  # the old ones and the new ones need not fit at once
         seed = self.seed + 100003 * self.fabric.global_rank
         random = torch.Generator().manual_seed(seed)
         bar = {"desc": "views", "delay": 5, "disable": not self.fabric.is_global_zero}
@@ -439,6 +455,8 @@ class ColdDistiller:
             if x.shape[-1] > side:
                 x = F.interpolate(x.float(), (side, side), mode="bilinear", antialias=True)
             images[m] = (x * 255).round().byte()
+        if not self.config.feature:
+            features = {}
         return KeptViews(images, targets, features, pairs.label)
 
     def step_on_kept(self):

@@ -86,7 +86,7 @@ class World:
         names = [f"{self.data}{self.args.size}"]
         if self.args.teacher_net != "medium":
             names.append(self.args.teacher_net)
-        if self.part in ("ablation", "files", "growth"):
+        if self.part in ("ablation", "files", "growth", "strokes"):
             names.append(self.part)
         return "-".join([*names, *(["val"] if self.args.validation else [])])
 
@@ -325,10 +325,12 @@ def verify(world: World, pairs: PairBatch, name: str):
         with torch.no_grad():
             says = torch.cat([judge(x, bn=False).logits for x in images.split(256)]).argmax(1)
         share = (says == labels).float().mean().item()
-        world.row("verifier", f"cold {m}", {"recognised": share}, 0.0)
+        variant = f"cold {m}" if name == "ours" else f"cold {m}, {name}"
+        world.row("verifier", variant, {"recognised": share}, 0.0)
         world.say(f"verifier recognises {share:.3f} of the {m} pictures ({name})")
         shown = torch.cat([images[labels == k][:8] for k in range(len(world.class_map.classes))])
-        path = Path(world.args.out) / f"sheet-{world.data}-{m}.png"
+        which = "" if name == "ours" else f"-{name.replace(' ', '-')}"
+        path = Path(world.args.out) / f"sheet-{world.data}-{m}{which}.png"
         save_image(shown.cpu(), path, nrow=8, padding=1, pad_value=1.0)
 
 
@@ -494,6 +496,30 @@ def choice_arms(world: World):
             teach(world, "crossx-dfsbir", variant, config, sampler(world, pairs), n, made)
 
 
+STROKES = {
+    "as it is": {},
+    "class weight 1": {"pairs.loss.class_": 1.0, "pairs.loss.align": 0.5},
+    "strokes": {"pairs.sketch.strokes": 12},
+    "strokes, class weight 1": {
+        "pairs.sketch.strokes": 12,
+        "pairs.loss.class_": 1.0,
+        "pairs.loss.align": 0.5,
+    },
+}
+
+
+def strokes_arms(world: World):
+    "Sketches of strokes, with the pull to the class as it is and ten times stronger."
+    for name, changes in STROKES.items():
+        config = config_of(world, **changes)
+        begun = time.time()
+        pairs = make_pictures(world, f"strokes-{name.replace(' ', '-')}", config)
+        made = time.time() - begun
+        draw = sampler(world, pairs)
+        teach(world, "crossx-dfsbir", f"cold, {name}", config, draw, len(pairs), made)
+        verify(world, pairs, name)
+
+
 def as_file(teacher, path: Path):
     """The teacher, written as a program and loaded again without its code.
 
@@ -555,6 +581,7 @@ PARTS = {
     "objects": (objects_arm,),
     "choice": (choice_arms,),
     "files": (files_arms,),
+    "strokes": (strokes_arms,),
     "growth": (growth_arms,),
     "all": (main_arms, uni_modal_arm, gaussian_arm, alternative_arm, meta_data_arm, objects_arm),
 }

@@ -132,9 +132,15 @@ def test_a_sketch_student_on_strokes_beside_the_photo_teacher(tmp_path, stop):
     )
 
 
+def test_pictures_of_what_is_not_taught_can_be_asked_for(teachers):
+    config = small(**{"students.teach": "sketch", "pairs.photo.drawn": False})
+    found = config_for_teachers(config, dict(zip(MODALITIES, teachers)))
+    assert found.pairs.photo.drawn is False
+
+
 def test_a_class_is_wanted_of_what_is_taught_alone(teachers):
-    drawn = {"students.proxy_anchor": 0.1, "pairs.sketch.drawn": True}
-    with pytest.raises(ValueError, match="proxy_anchor of the students needs the class"):
+    drawn = {"students.proxy_anchor": 0.1, "students.teach": "sketch", "pairs.sketch.drawn": True}
+    with pytest.raises(ValueError, match="or pairs.sketch.drawn to false"):
         config_for_teachers(small(**drawn), dict(zip(MODALITIES, teachers)))
 
 
@@ -172,6 +178,7 @@ def test_baselines_at_the_same_budget(teachers, kept_views):
         {"students.loss.consistency": 1.0},
         {"pairs.latent": 64},
         {"pairs.photo.bn": [1.0]},
+        {"pairs.photo.strokes": 3},
     ],
 )
 def test_settings_that_would_do_nothing_are_refused(change):

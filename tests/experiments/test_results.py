@@ -40,6 +40,9 @@ TABLES = [
         "toy64",
         "toy32-small",
         "toy32-small-files",
+        "toy32-small-ablation",
+        "toy32-small-growth",
+        "toy32-small-strokes",
     )
 ] + [
     (d, ("Acc@1", "Acc@5", "Acc@10"), "")

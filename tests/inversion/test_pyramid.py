@@ -193,3 +193,8 @@ def test_photos_are_not_made_of_strokes():
         PyramidEstimator(
             {Modality.PHOTO: photo}, align_classes(NAMES, NAMES), configs, make_fabric("cpu")
         )
+
+
+def test_what_a_program_draws_has_no_strokes():
+    with pytest.raises(ConfigError, match="set one of them"):
+        PyramidConfig(drawn=True, strokes=3)

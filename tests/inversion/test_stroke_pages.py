@@ -58,6 +58,13 @@ def test_a_view_moves_control_points_by_a_loop():
     torch.testing.assert_close(view, want, rtol=1e-4, atol=1e-4)
 
 
+def test_half_precision_does_not_round_control_points():
+    made = pages()
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = made.view(28, torch.Generator().manual_seed(5))
+    torch.testing.assert_close(mixed, made.view(28, torch.Generator().manual_seed(5)))
+
+
 def test_edges_harden_and_pictures_are_always_crisp():
     made = pages()
     picture, edges = made(), []

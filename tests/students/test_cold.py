@@ -340,6 +340,26 @@ def test_one_shared_net_learns_for_both():
         ColdConfig(shared=True, teach="photo")
 
 
+@pytest.mark.parametrize("setting", [{"sketch_net": "dfsbir/grey"}, {"sketch_input_size": 20}])
+def test_a_kept_sketch_teacher_has_no_settings(setting):
+    with pytest.raises(ConfigError, match="the sketch teacher stays as it is"):
+        ColdConfig(teach="photo", **setting)
+
+
+def test_views_are_kept_of_something(teachers, pairs):
+    with pytest.raises(ValueError, match="students.kept_views above 0"):
+        distiller(teachers).keep_views(filled(pairs))
+    with pytest.raises(ValueError, match="the buffer is empty"):
+        distiller(teachers, kept_views=4).keep_views(ReplayBuffer(None))
+
+
+def test_features_that_nobody_follows_are_not_kept(teachers, pairs):
+    d = distiller(teachers, kept_views=12, feature=0.0)
+    d.keep_views(filled(pairs))
+    assert d.kept.features == {}
+    d.step_on_kept()
+
+
 def test_another_architecture_and_input_size(teachers):
     encoder = cold_encoder(
         teachers[Modality.SKETCH], SAME, SPACE, "torchvision/mobilenet_v3_small", size=32

@@ -43,6 +43,10 @@ TABLES = [
         "toy32-small-ablation",
         "toy32-small-growth",
         "toy32-small-strokes",
+        "public33",
+        "public33/photo-unseen",
+        "public33-sketch",
+        "public33-sketch/photo-unseen",
     )
 ] + [
     (d, ("Acc@1", "Acc@5", "Acc@10"), "")

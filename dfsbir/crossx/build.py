@@ -26,7 +26,7 @@ from dfsbir.crossx.pairs import (
 from .trainer import CrossX, student_log_probs
 from ..inversion.buffer import ReplayBuffer
 from ..inversion.guidance import make_guide
-from ..students.cold import ColdDistiller, cold_encoder, kept_encoder, share_net
+from ..students.cold import ColdDistiller, cold_encoder, share_net, teacher_encoder
 from ..students.distillation import Distiller
 from ..students.encoder import HeadSpec, encoder_from_teacher
 from ..students.heads import MetricSpace
@@ -127,13 +127,12 @@ def build_cold_distiller(
     }
     encoders = {}
     for m in MODALITIES:
-        common = teachers[m], class_map, space
-        last = students.temperature, students.flip_tta
+        common = {"temperature": students.temperature, "flip_tta": students.flip_tta}
+        make = teacher_encoder
         if m in students.taught:
-            size = sizes[m] or 0
-            encoders[m] = cold_encoder(*common, nets[m] or None, last[0], size, last[1])
-        else:
-            encoders[m] = kept_encoder(*common, *last)
+            make = cold_encoder
+            common |= {"net": nets[m] or None, "size": sizes[m] or 0}
+        encoders[m] = make(teachers[m], class_map, space, **common)
     if students.shared:
         share_net(encoders[Modality.PHOTO], encoders[Modality.SKETCH])
     steps = config.plan().count("distill")

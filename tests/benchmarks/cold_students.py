@@ -73,6 +73,7 @@ class World:
     train: dict = field(default_factory=dict)
     test: dict = field(default_factory=dict)
     teachers: dict = field(default_factory=dict)
+    judges: dict = field(default_factory=dict)
     class_map: object = None
 
     @property
@@ -309,10 +310,10 @@ def measure_teachers(world: World):
     world.row("averaging-weights", "cold", measure(world, average), 0.0)
 
 
-def verify(world: World, pairs: PairBatch, name: str):
-    "What nets that were trained apart on the real data say of the pictures; a sheet of them."
-    for m in MODALITIES:
-        judge = train_teacher(
+def judge_of(world: World, m):
+    "A net that was trained apart on the real data; one for all pictures of this process."
+    if m not in world.judges:
+        world.judges[m] = train_teacher(
             world.train[m],
             net=f"dfsbir/{world.args.teacher_net}",
             epochs=max(1, round(30 * world.args.epochs)),
@@ -321,6 +322,13 @@ def verify(world: World, pairs: PairBatch, name: str):
             fabric=world.fabric,
             progress=False,
         ).to(world.fabric.device)
+    return world.judges[m]
+
+
+def verify(world: World, pairs: PairBatch, name: str):
+    "What nets that were trained apart on the real data say of the pictures; a sheet of them."
+    for m in MODALITIES:
+        judge = judge_of(world, m)
         images, labels = as_floats(pairs[:1024]).of(m), pairs.label[:1024]
         with torch.no_grad():
             says = torch.cat([judge(x, bn=False).logits for x in images.split(256)]).argmax(1)
@@ -407,8 +415,9 @@ STUDENT_ARMS = {
     "proxies too": {"students.proxy_anchor": 0.1},
     "no features": {"students.feature": 0.0},
 }
+STRONGER_CLASS = {"pairs.loss.class_": 1.0, "pairs.loss.align": 0.5}
 PICTURE_ARMS = {
-    "class weight 1": {"pairs.loss.class_": 1.0, "pairs.loss.align": 0.5},
+    "class weight 1": STRONGER_CLASS,
     "no class and no L_align": {"pairs.loss.class_": 0.0, "pairs.loss.align": 0.0},
     "no L_align": {"pairs.loss.align": 0.0},
     "L_modal": {"pairs.loss.modality": 0.1, "pairs.guidance.kind": "procedural"},
@@ -498,13 +507,9 @@ def choice_arms(world: World):
 
 STROKES = {
     "as it is": {},
-    "class weight 1": {"pairs.loss.class_": 1.0, "pairs.loss.align": 0.5},
+    "class weight 1": STRONGER_CLASS,
     "strokes": {"pairs.sketch.strokes": 12},
-    "strokes, class weight 1": {
-        "pairs.sketch.strokes": 12,
-        "pairs.loss.class_": 1.0,
-        "pairs.loss.align": 0.5,
-    },
+    "strokes, class weight 1": {"pairs.sketch.strokes": 12, **STRONGER_CLASS},
 }
 
 

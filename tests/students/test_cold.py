@@ -19,8 +19,8 @@ from dfsbir.students.cold import (
     cosine_schedule,
     distillation_loss,
     feature_loss,
-    kept_encoder,
     share_net,
+    teacher_encoder,
 )
 from dfsbir.students.encoder import load_encoders, save_encoders
 from dfsbir.students.heads import MetricSpace
@@ -58,9 +58,9 @@ def distiller(teachers, steps=6, class_map=SAME, fabric=None, **changes):
     if config.shared:
         share_net(photo, sketch)
     if config.teach == "sketch":
-        photo = kept_encoder(teachers[Modality.PHOTO], class_map, SPACE)
+        photo = teacher_encoder(teachers[Modality.PHOTO], class_map, SPACE)
     if config.teach == "photo":
-        sketch = kept_encoder(teachers[Modality.SKETCH], class_map, SPACE)
+        sketch = teacher_encoder(teachers[Modality.SKETCH], class_map, SPACE)
     return ColdDistiller(photo, sketch, teachers, class_map, config, steps, fabric)
 
 
@@ -332,7 +332,7 @@ def test_one_student_alone_resumes_exactly(teachers, pairs):
 def test_a_program_cannot_be_kept_as_an_encoder(teachers):
     teachers[Modality.PHOTO].card.pop("source")
     with pytest.raises(ValueError, match="photo teacher's net cannot be copied.*teach to both"):
-        kept_encoder(teachers[Modality.PHOTO], SAME, SPACE)
+        teacher_encoder(teachers[Modality.PHOTO], SAME, SPACE)
 
 
 def test_one_shared_net_learns_for_both():

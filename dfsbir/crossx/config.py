@@ -227,7 +227,12 @@ class PyramidPairsConfig(Config):
 
     def steps_for(self, pairs: int) -> int:
         "Steps until so many pairs are finished."
-        return -(-pairs // (self.batch * len(self.snapshots))) * self.steps
+        return -(-pairs // (self.batch * self.kept)) * self.steps
+
+    @property
+    def kept(self) -> int:
+        "How often a batch is kept: at every snapshot, and drawn again."
+        return len(self.snapshots) + self.sketch.redraws
 
     @model_validator(mode="after")
     def _guidance_and_its_term_come_together(self):

@@ -231,6 +231,12 @@ class PyramidPairs(PyramidEstimator):
                 "a program draws the pictures of both modalities, so that nothing is optimised: "
                 "set pairs.kind to objects, or pairs.photo.drawn or pairs.sketch.drawn to false"
             )
+        if Modality.SKETCH in self.drawn and config.sketch.strokes:
+            raise ValueError(
+                "the sketch teacher has no batch norm, so a program draws its sketches and no "
+                "strokes are optimised: set pairs.sketch.strokes and pairs.sketch.redraws to 0, or "
+                f"pairs.sketch.drawn to false; found strokes={config.sketch.strokes}"
+            )
         super().__init__(
             {m: teachers[m] for m in optimised},
             class_map,

@@ -118,6 +118,11 @@ class PyramidConfig(Config):
         description="curves that a sketch is made of, as wide as the pen of the teacher's card "
         "(.025 without one), in the place of pixels; 0: pixels",
     )
+    redraws: int = Field(
+        0,
+        ge=0,
+        description="further drawings of each finished page of strokes, with its curves moved",
+    )
     drawn: bool | None = Field(
         None,
         description="procedural objects instead of pictures that are optimised; null: where the "
@@ -130,6 +135,15 @@ class PyramidConfig(Config):
             raise ValueError(
                 "drawn puts procedural objects in the place of what strokes would be optimised "
                 f"for: set one of them; found drawn=true and strokes={self.strokes}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _pixels_are_not_redrawn(self):
+        if self.redraws and not self.strokes:
+            raise ValueError(
+                "pages of strokes can be drawn again, pictures of pixels cannot: wanted strokes "
+                f"above 0 or redraws = 0; found strokes=0 and redraws={self.redraws}"
             )
         return self
 
@@ -290,6 +304,7 @@ class PyramidEstimator:
         self.classes = len(class_map.classes)
         self.steps, self.batch = steps, batch
         self.snapshots = {max(1, round(share * steps)) for share in snapshots}
+        self.redraws = max((c.redraws for c in configs.values()), default=0)
         self.weights = {
             "class": class_weight,
             "align": align,
@@ -362,6 +377,7 @@ class PyramidEstimator:
         if done in self.snapshots:
             self.finished.append(self.pictures())
         if done == self.steps:
+            self.finished += [self.redrawn() for _ in range(self.redraws)]
             for side in self.sides.values():
                 if side.prior is not None:
                     side.prior.finish_batch()
@@ -372,7 +388,20 @@ class PyramidEstimator:
         "The batch in work as bytes; of one modality alone, the other one is the same pictures."
         if self.sides and next(iter(self.sides.values())).canvas is None:
             raise ValueError("no batch has begun: take a step first")
-        found = {m: (side.canvas() * 255).round().byte() for m, side in self.sides.items()}
+        return self._as_pairs({m: side.canvas() for m, side in self.sides.items()})
+
+    @torch.no_grad()
+    def redrawn(self) -> PairBatch:
+        "The same, with pages of strokes drawn again."
+        drawings = {
+            m: side.canvas.redraw(self.random) if side.config.strokes else side.canvas()
+            for m, side in self.sides.items()
+        }
+        return self._as_pairs(drawings)
+
+    def _as_pairs(self, pictures: dict[Modality, Tensor]) -> PairBatch:
+        "Pictures in [0,1] as bytes, with the labels of the batch in work."
+        found = {m: (x * 255).round().byte() for m, x in pictures.items()}
         only = next(iter(found.values()))
         return PairBatch(*(found.get(m, only) for m in MODALITIES), self.label)
 

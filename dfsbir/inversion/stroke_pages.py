@@ -79,10 +79,64 @@ class StrokePages(nn.Module):
         strokes = self.strokes()
         on = {"device": self.points.device, "generator": generator}
         turn, scale, *shift = 2 * torch.rand(4, len(strokes), **on) - 1
-        turn, scale = 0.15 * turn, (0.15 * scale).exp()
-        along, across = turn.cos() * scale, turn.sin() * scale
-        axes = torch.stack([along, across, -across, along], 1).view(-1, 1, 2, 2)
+        axes = _axes(0.15 * turn, (0.15 * scale).exp())
         middle = 0.5 + 0.05 * torch.stack(shift, 1)[:, None, None]
         with torch.autocast(axes.device.type, enabled=False):  # half precision would round points
-            strokes.points = (strokes.points - 0.5) @ axes + middle
+            strokes.points = (strokes.points - 0.5) @ axes[:, None] + middle
         return strokes.draw(size, self.softness)
+
+    @torch.no_grad()
+    def redraw(
+        self,
+        generator: torch.Generator,  # on the device of the points
+    ) -> Tensor:  # (N,1,size,size) in [0,1]
+        "The drawings with crisp edges, as another hand might draw them."
+        strokes = self.strokes()
+        for change in (_exchange_curves, _move_curves, _move_pages):
+            strokes = change(strokes, generator)
+        return strokes.draw(self.size, self.softness_range[1])
+
+# %% ../../nbs/05_inversion/07_stroke_pages.ipynb #6c168996
+def _axes(turn: Tensor, scale: Tensor) -> Tensor:
+    "Matrices (...,2,2) that turn row vectors by an angle and scale them."
+    along, across = turn.cos() * scale, turn.sin() * scale
+    return torch.stack([along, across, -across, along], -1).unflatten(-1, (2, 2))
+
+
+def _uniform(strokes: Strokes, generator: torch.Generator):
+    "A function of a shape: numbers in [-1,1) where the strokes are."
+    on = {"device": strokes.points.device, "generator": generator}
+    return lambda *shape: 2 * torch.rand(*shape, **on) - 1
+
+
+def _exchange_curves(strokes: Strokes, generator: torch.Generator) -> Strokes:
+    "Half of the pages get up to half of their curves from another page; one curve in ten goes."
+    uniform = _uniform(strokes, generator)
+    pages, curves = strokes.opacity.shape
+    share = 0.5 * uniform(pages, 1).clamp(min=0)
+    taken = uniform(pages, curves).abs() < share
+    other = uniform(pages).argsort()
+    points = torch.where(taken[..., None, None], strokes.points[other], strokes.points)
+    opacity = torch.where(taken, strokes.opacity[other], strokes.opacity)
+    kept = uniform(pages, curves).abs() > 0.1
+    return Strokes(points, opacity * kept, strokes.width)
+
+
+def _move_curves(strokes: Strokes, generator: torch.Generator) -> Strokes:
+    "Curves turned by up to .125 rad, scaled by exp(.1), shifted by .02; points moved by .01."
+    uniform = _uniform(strokes, generator)
+    of = strokes.opacity.shape
+    points = strokes.points + 0.017 * uniform(*strokes.points.shape)
+    centre = points.mean(2, keepdim=True)
+    points = (points - centre) @ _axes(0.125 * uniform(*of), (0.1 * uniform(*of)).exp())
+    return Strokes(points + centre + 0.02 * uniform(*of, 1, 2), strokes.opacity, strokes.width)
+
+
+def _move_pages(strokes: Strokes, generator: torch.Generator) -> Strokes:
+    "Drawings turned by up to .35 rad, scaled by exp(.25), stretched by exp(.12), shifted by .1."
+    uniform, n = _uniform(strokes, generator), len(strokes)
+    stretch = (0.12 * uniform(n)).exp()
+    axes = _axes(0.35 * uniform(n), (0.25 * uniform(n)).exp())
+    axes = axes * torch.stack([stretch, 1 / stretch], -1)[:, None]
+    points = (strokes.points - 0.5) @ axes[:, None] + 0.5 + 0.1 * uniform(n, 1, 1, 2)
+    return Strokes(points, strokes.opacity, strokes.width)

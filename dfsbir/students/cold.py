@@ -175,6 +175,11 @@ class ColdConfig(Config):
     same_view: bool = Field(
         True, description="the teacher sees the student's view; false: the unchanged image"
     )
+    augment: Literal["both", "photo", "sketch", "none"] = Field(
+        "both",
+        description="whose views are turned, scaled and changed at random; drawings that were "
+        "redrawn need it no more",
+    )
     blend: float = Field(1.0, ge=0, le=1, description="share of views blended with another")
     kept_views: int = Field(
         0,
@@ -385,7 +390,8 @@ class ColdDistiller:
         views, targets, features = {}, {}, {}
         for m in self.config.taught:
             x = batch.of(m)
-            views[m] = blend_images(augment_batch(x, m), self.config.blend)
+            changed = augment_batch(x, m) if self.config.augment in ("both", m) else x
+            views[m] = blend_images(changed, self.config.blend)
             seen = views[m] if self.config.same_view else x
             out = self.teachers[m](seen, bn=False)
             targets[m] = self.class_map.shared_logits(out.logits, m)

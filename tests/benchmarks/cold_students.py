@@ -510,13 +510,17 @@ STROKES = {
     "class weight 1": STRONGER_CLASS,
     "strokes": {"pairs.sketch.strokes": 12},
     "strokes, class weight 1": {"pairs.sketch.strokes": 12, **STRONGER_CLASS},
+    "strokes, drawn again": {"pairs.sketch.strokes": 12, "pairs.sketch.redraws": 3},
 }
 
 
 def strokes_arms(world: World):
-    "Sketches of strokes, with the pull to the class as it is and ten times stronger."
+    "Sketches of strokes, with the pull to the class ten times stronger, and drawn again."
     for name, changes in STROKES.items():
         config = config_of(world, **changes)
+        if config.pairs.sketch.redraws:  # as many batches as the others; views of photos alone
+            n = config.schedule.new_pairs * config.pairs.kept
+            config = config.changed({"schedule.new_pairs": n, "students.augment": "photo"})
         begun = time.time()
         pairs = make_pictures(world, f"strokes-{name.replace(' ', '-')}", config)
         made = time.time() - begun

@@ -50,6 +50,11 @@ def test_the_plan_optimises_whole_batches_then_fills_then_distils():
     assert plan == 2 * (["synthesize"] * 3 + ["fill"] + ["distill"] * 4)
 
 
+def test_pages_that_are_drawn_again_need_fewer_batches():
+    strokes = {"pairs.sketch.strokes": 3, "pairs.sketch.redraws": 2, "schedule.new_pairs": 36}
+    assert small(**strokes).plan().count("synthesize") == 2 * 3  # 6 pairs, three times
+
+
 def weights(crossx):
     return [v.clone() for v in crossx.distiller.averaged.state_dict().values()]
 
@@ -120,6 +125,8 @@ def test_a_sketch_student_on_strokes_beside_the_photo_teacher(tmp_path, stop):
             "students.teach": "sketch",
             "students.proxy_anchor": 0.1,
             "pairs.sketch.strokes": 3,
+            "pairs.sketch.redraws": 1,
+            "students.augment": "photo",
             "logging.save_every": 1,
         }
     )
@@ -218,6 +225,12 @@ def without_norms():
         net = build_net("dfsbir", "tiny-gn", 3)
         made.append(Teacher(net, NAMES, Normalizer(16), modality))
     return made
+
+
+def test_strokes_of_a_teacher_whose_sketches_are_drawn_by_a_program(teachers, without_norms):
+    config = small(**{"pairs.sketch.strokes": 3})
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match="no strokes are optimised"):
+        build_crossx(teachers[0], without_norms[1], config)
 
 
 def test_objects_stand_for_the_pictures_of_a_teacher_without_batch_norm(teachers, without_norms):

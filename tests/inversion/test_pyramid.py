@@ -41,11 +41,11 @@ def teacher(modality, net=None):
     return Teacher(net, NAMES, Normalizer(16), modality)
 
 
-def estimator(teachers=None, strokes=0, **changes):
+def estimator(teachers=None, strokes=0, redraws=0, **changes):
     teachers = teachers or {m: teacher(m) for m in MODALITIES}
     configs = {
         Modality.PHOTO: PyramidConfig(size=16),
-        Modality.SKETCH: PyramidConfig(size=16, bias=2.5, strokes=strokes),
+        Modality.SKETCH: PyramidConfig(size=16, bias=2.5, strokes=strokes, redraws=redraws),
     }
     settings = {"steps": 4, "batch": 6, "seed": 0, **changes}
     return PyramidEstimator(
@@ -162,6 +162,39 @@ def test_sketches_of_strokes_resume_exactly():
     found, want = second.sample(12), whole.sample(6)
     assert torch.equal(found.sketch[6:], want.sketch)
     assert torch.equal(found.photo[6:], want.photo)
+
+
+def test_a_finished_batch_is_drawn_again():
+    e = estimator(strokes=3, redraws=2)
+    e.synthesize(7)  # a batch, and three steps of the next one
+    assert e.waiting() == 18
+    pairs = e.sample(18)
+    first, *again = (pairs[i : i + 6] for i in (0, 6, 12))
+    for other in again:
+        assert torch.equal(other.photo, first.photo) and torch.equal(other.label, first.label)
+        assert not torch.equal(other.sketch, first.sketch)
+    assert not torch.equal(again[0].sketch, again[1].sketch)
+
+
+def test_drawing_again_changes_nothing_of_the_batch():
+    first, second = (estimator(strokes=3, redraws=n) for n in (0, 2))
+    for e in (first, second):
+        e.synthesize(4)
+    assert torch.equal(first.sample(6).sketch, second.sample(6).sketch)
+
+
+def test_drawings_again_resume_exactly():
+    whole, first, second = (estimator(strokes=3, redraws=1) for _ in range(3))
+    whole.synthesize(8)
+    first.synthesize(6)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    second.synthesize(2)
+    assert torch.equal(second.sample(24).sketch, whole.sample(24).sketch)
+
+
+def test_pixels_are_not_drawn_again():
+    with pytest.raises(ConfigError, match="strokes=0 and redraws=2"):
+        PyramidConfig(redraws=2)
 
 
 def test_photos_beside_strokes_begin_as_they_would_without():

@@ -5,7 +5,12 @@ import math
 import pytest
 import torch
 
-from dfsbir.inversion.stroke_pages import StrokePages
+from dfsbir.inversion.stroke_pages import (
+    StrokePages,
+    _exchange_curves,
+    _move_curves,
+    _move_pages,
+)
 from dfsbir.inversion.strokes import Strokes
 
 
@@ -82,3 +87,64 @@ def test_every_parameter_feels_the_loss():
     assert made.opacity_logit.grad.abs().gt(0).all()
     rates = [(len(group["params"]), group["lr"]) for group in made.groups(0.1)]
     assert rates == [(1, pytest.approx(0.02)), (1, pytest.approx(0.08))]
+
+
+def redrawn(made, seed=1):
+    return made.redraw(torch.Generator().manual_seed(seed))
+
+
+def test_pages_are_drawn_again_and_stay_as_they_are():
+    made = pages(n=4)
+    before, picture = made.values(), made()
+    again = redrawn(made)
+    assert again.shape == picture.shape and again.min() >= 0 and again.max() <= 1
+    assert not again.requires_grad
+    assert all(torch.equal(a, b) for a, b in zip(before, made.values()))
+    assert torch.equal(again, redrawn(made))
+    assert not torch.equal(again, redrawn(made, seed=2))
+
+
+def test_global_random_numbers_do_not_draw():
+    made = pages()
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    redrawn(made)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_curve_in_ten_goes_and_some_come_from_other_pages():
+    n, curves = 400, 10
+    number = torch.arange(n * curves).view(n, curves)
+    points = number[..., None, None].expand(-1, -1, 4, 2).float()
+    drawn = Strokes(points, torch.ones(n, curves))
+    found = _exchange_curves(drawn, torch.Generator().manual_seed(0))
+    came = found.points[..., 0, 0].long()
+    assert torch.equal(came % curves, number % curves)  # the same place of some page
+    foreign = (came // curves) != torch.arange(n)[:, None]
+    assert foreign.any(1).float().mean().item() == pytest.approx(0.46, abs=0.06)
+    assert foreign.float().mean().item() == pytest.approx(0.125, abs=0.02)
+    assert (found.opacity == 0).float().mean().item() == pytest.approx(0.1, abs=0.02)
+    sources = [set((row // curves).tolist()) - {i} for i, row in enumerate(came)]
+    assert max(map(len, sources)) == 1  # one other page at most
+
+
+def test_moved_curves_stay_near_and_keep_their_size():
+    drawn = pages(n=50, strokes=8).strokes()
+    moved = _move_curves(drawn, torch.Generator().manual_seed(0)).points
+    centres = [x.mean(2) for x in (drawn.points, moved)]
+    assert (centres[1] - centres[0]).abs().amax() < 0.04
+    spread = [x.std(2).norm(dim=-1).mean() for x in (drawn.points, moved)]
+    assert (spread[1] / spread[0]).item() == pytest.approx(1, abs=0.05)
+
+
+def test_whole_pages_turn_scale_stretch_and_shift():
+    "All curves of a page by one map: parallels stay parallel, and the middle moves by .1 at most."
+    square = torch.tensor([[0.4, 0.4], [0.6, 0.4], [0.6, 0.6], [0.4, 0.6]])
+    drawn = Strokes(square.expand(60, 1, 4, 2), torch.ones(60, 1))
+    moved = _move_pages(drawn, torch.Generator().manual_seed(0)).points[:, 0]
+    a, b, c, d = moved.unbind(1)
+    torch.testing.assert_close(b - a, c - d)
+    assert (moved.mean(1) - 0.5).abs().amax() <= 0.1 + 1e-6
+    sides = torch.stack([(b - a).norm(dim=-1), (d - a).norm(dim=-1)]) / 0.2
+    assert sides.amin() > math.exp(-0.37 - 0.01) and sides.amax() < math.exp(0.37 + 0.01)
+    assert sides.std() > 0.05

@@ -246,6 +246,14 @@ def test_views_are_kept_with_what_the_teachers_say_of_them(teachers, pairs, teac
         torch.testing.assert_close(features[m].float(), said.features, atol=0.02, rtol=0.02)
 
 
+@pytest.mark.parametrize("augment", ["both", "photo", "sketch", "none"])
+def test_views_of_what_is_not_augmented_are_the_pictures(teachers, pairs, augment):
+    d = distiller(teachers, augment=augment, blend=0.0)
+    views, _, _ = d._views(pairs)
+    for m in MODALITIES:
+        assert torch.equal(views[m], pairs.of(m)) == (augment not in ("both", m))
+
+
 def test_kept_views_have_the_students_side(teachers, pairs):
     torch.manual_seed(3)
     sides = {Modality.PHOTO: 12, Modality.SKETCH: 24}

@@ -519,7 +519,7 @@ def strokes_arms(world: World):
     for name, changes in STROKES.items():
         config = config_of(world, **changes)
         if config.pairs.sketch.redraws:  # as many batches as the others; views of photos alone
-            n = config.schedule.new_pairs * config.pairs.kept
+            n = config.schedule.new_pairs * config.pairs.kept // len(config.pairs.snapshots)
             config = config.changed({"schedule.new_pairs": n, "students.augment": "photo"})
         begun = time.time()
         pairs = make_pictures(world, f"strokes-{name.replace(' ', '-')}", config)

@@ -122,7 +122,7 @@ def _content_of(image, modality: Modality):  # a file, or a PIL image
 
 
 DEFAULT_PEN = 0.03  # width of a line, share of the side, where no card says another
-_PEN_SIDE = 128  # px, at least, of a drawing whose lines are measured
+_DRAWING_SIDE = 128  # px, at least, of a drawing; encoders scale it down like any sketch
 
 
 class Searcher:
@@ -168,7 +168,9 @@ class Searcher:
             pixels, reports = normalise_batch(_check_images(sketch, Modality.SKETCH))
         else:
             normalizer = self.encoders[Modality.SKETCH].normalizer
-            size = normalizer.size if normalizer.pen is None else max(normalizer.size, _PEN_SIDE)
+            size = (
+                normalizer.size if normalizer.pen is None else max(normalizer.size, _DRAWING_SIDE)
+            )
             with _content_of(sketch, Modality.SKETCH) as data:
                 reports = [normalise_sketch(data, size)]
             pixels = reports[0].pixels[None] / 255
@@ -205,7 +207,7 @@ class Searcher:
         width: float | None = None,  # of a line, as a share of the side; None: `pen`
     ) -> Hits:
         "Photos of what was drawn on a pad."
-        size = self.encoders[Modality.SKETCH].normalizer.size
+        size = max(self.encoders[Modality.SKETCH].normalizer.size, _DRAWING_SIDE)
         drawing = sketch_from_strokes(strokes, size, width or self.pen)
         images, notes = self._read_sketch(drawing)
         hits = self._search(images, Modality.SKETCH, k, label)

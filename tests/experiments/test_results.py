@@ -37,6 +37,7 @@ TABLES = [
         "pacs5/unseen",
         "pacs64",
         "pacs64-deep",
+        "pacs64-deep-strokes",
         "toy64",
         "toy32-small",
         "toy32-small-files",

@@ -122,7 +122,7 @@ def _content_of(image, modality: Modality):  # a file, or a PIL image
 
 
 DEFAULT_PEN = 0.03  # width of a line, share of the side, where no card says another
-_DRAWING_SIDE = 128  # px, at least, of a drawing; encoders scale it down like any sketch
+_DRAWING_SIDE = 128  # px, the least: at the 28 px of some encoders lines would be other lines
 
 
 class Searcher:
@@ -156,6 +156,11 @@ class Searcher:
         "Width of strokes that are drawn, share of the side: that of the sketch teacher's drawings."
         return self.encoders[Modality.SKETCH].normalizer.pen or DEFAULT_PEN
 
+    @property
+    def _drawing_side(self) -> int:
+        "Side of drawings, px, before the encoder scales them down."
+        return max(self.encoders[Modality.SKETCH].normalizer.size, _DRAWING_SIDE)
+
     def _search(self, images, modality, k, label) -> Hits:
         vectors = embed(self.encoders[modality], images)
         hits = self.gallery.search(vectors, k, label, self.approximate)
@@ -168,9 +173,7 @@ class Searcher:
             pixels, reports = normalise_batch(_check_images(sketch, Modality.SKETCH))
         else:
             normalizer = self.encoders[Modality.SKETCH].normalizer
-            size = (
-                normalizer.size if normalizer.pen is None else max(normalizer.size, _DRAWING_SIDE)
-            )
+            size = normalizer.size if normalizer.pen is None else self._drawing_side
             with _content_of(sketch, Modality.SKETCH) as data:
                 reports = [normalise_sketch(data, size)]
             pixels = reports[0].pixels[None] / 255
@@ -207,8 +210,7 @@ class Searcher:
         width: float | None = None,  # of a line, as a share of the side; None: `pen`
     ) -> Hits:
         "Photos of what was drawn on a pad."
-        size = max(self.encoders[Modality.SKETCH].normalizer.size, _DRAWING_SIDE)
-        drawing = sketch_from_strokes(strokes, size, width or self.pen)
+        drawing = sketch_from_strokes(strokes, self._drawing_side, width or self.pen)
         images, notes = self._read_sketch(drawing)
         hits = self._search(images, Modality.SKETCH, k, label)
         hits.notes = notes

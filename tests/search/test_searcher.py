@@ -93,9 +93,7 @@ def test_by_strokes_is_by_sketch_of_the_drawing(gallery, encoders):
     strokes = [[(0.2, 0.2), (0.8, 0.3)], [(0.5, 0.5), (0.4, 0.9), (0.1, 0.8)]]
     searcher = Searcher(gallery, encoders)
     a = searcher.by_strokes(strokes, 7, width=0.05)
-    b = searcher.by_sketch(
-        sketch_from_strokes(strokes, 128, 0.05), 7
-    )  # not at the 28 px of the net
+    b = searcher.by_sketch(sketch_from_strokes(strokes, 128, 0.05), 7)  # the net has 28 px
     assert torch.equal(a.indices, b.indices) and torch.equal(a.scores, b.scores)
 
 

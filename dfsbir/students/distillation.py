@@ -281,6 +281,14 @@ class Distiller:
                 end.lerp_(begin, 1 - self.wise_ft_alpha)
         return {m: copy.deepcopy(getattr(kept, m)).eval() for m in MODALITIES}
 
+    def predict_logits(
+        self,
+        modality: Modality,
+        x: Tensor,  # (N,C,H,W) canonical
+    ) -> Tensor:  # (N,K)
+        "The averaged student's log posteriors, for the adversary of the estimators."
+        return getattr(self.averaged, modality).predict_log_probs(x)[1]
+
     def _parts(self) -> list[str]:
         parts = ["students", "averaged", "queue", "optimizer", "schedule"]
         return parts + (["start"] if self.start is not None else [])

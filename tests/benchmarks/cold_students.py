@@ -35,7 +35,7 @@ from torchvision.utils import save_image
 from dfsbir.baselines import AveragingWeights, GaussianPairs
 from dfsbir.core.device import make_fabric, seed_everything
 from dfsbir.core.types import MODALITIES, PairBatch
-from dfsbir.crossx.build import build_cold_distiller, build_pairs
+from dfsbir.crossx.build import build_cold_distiller, build_crossx, build_pairs
 from dfsbir.crossx.config import CrossXConfig
 from dfsbir.crossx.pairs import ProceduralPairs
 from dfsbir.data.folders import read_folder
@@ -87,7 +87,7 @@ class World:
         names = [f"{self.data}{self.args.size}"]
         if self.args.teacher_net != "medium":
             names.append(self.args.teacher_net)
-        if self.part in ("ablation", "files", "growth", "strokes"):
+        if self.part in ("ablation", "files", "growth", "longer", "paper", "strokes"):
             names.append(self.part)
         return "-".join([*names, *(["val"] if self.args.validation else [])])
 
@@ -417,6 +417,7 @@ STUDENT_ARMS = {
 }
 STRONGER_CLASS = {"pairs.loss.class_": 1.0, "pairs.loss.align": 0.5}
 PICTURE_ARMS = {
+    "generator renewed for every batch": {f"pairs.{m}.generator": 32 for m in MODALITIES},
     "class weight 1": STRONGER_CLASS,
     "no class and no L_align": {"pairs.loss.class_": 0.0, "pairs.loss.align": 0.0},
     "no L_align": {"pairs.loss.align": 0.0},
@@ -582,6 +583,71 @@ def growth_arms(world: World):
         teach(world, "crossx-dfsbir", name, longer, sampler(world, mixed), len(mixed))
 
 
+PUBLISHED = {
+    "no L_align": {"pairs.loss.align": 0.0},
+    "no L_modal": {"pairs.loss.modality": 0.0, "pairs.guidance": None},
+    "no L_adv": {"pairs.loss.adversarial": 0.0},
+    "no batch-norm prior": {"pairs.photo.bn": [0.0, 0.0], "pairs.sketch.bn": [0.0, 0.0]},
+    "posteriors in the place of proxies": {
+        "students.loss.proxy_anchor": 0.0,
+        "students.loss.consistency": 1.0,
+    },
+}
+
+
+def paper_arms(world: World):
+    """The preset `paper` with as many steps, pictures and views as our students have.
+
+    First with its own generators, then with the pyramid under its losses, of which one at a time is
+    left out.
+    """
+    own = config_of(world)
+    batch, rounds = own.students.batch, own.schedule.distill_steps
+    sizes = {f"pairs.{m}.size": world.args.size for m in MODALITIES}
+    common = {"seed": world.seed, "pairs.batch": own.pairs.batch, "students.batch": batch}
+    alternating = {"schedule.rounds": rounds, "schedule.new_pairs": batch, "buffer.capacity": batch}
+    config = CrossXConfig.preset("paper", common, sizes, alternating)
+    teach_by_trainer(world, "cold", config)
+    pyramid = {
+        "pairs": config_of(world).pairs.model_dump(),
+        "buffer.capacity": 100_000,
+        "schedule.rounds": 4,
+        "schedule.new_pairs": own.schedule.new_pairs // 4,
+        "schedule.distill_steps": rounds // 4,
+    }
+    losses = {f"pairs.loss.{name}": 1.0 for name in ("class_", "align", "modality", "adversarial")}
+    losses["pairs.guidance.kind"] = "procedural"
+    config = CrossXConfig.preset("paper", {"seed": world.seed}, pyramid, losses)
+    config = config.changed({"students.batch": batch})
+    teach_by_trainer(world, "cold, pyramid", config)
+    for name, changes in PUBLISHED.items():
+        teach_by_trainer(world, f"cold, pyramid, {name}", config.changed(changes))
+
+
+def teach_by_trainer(world: World, variant: str, config: CrossXConfig):
+    "A whole run of a config, measured at its end."
+    seed_everything(config.seed)
+    begun = time.time()
+    crossx = build_crossx(*world.teachers.values(), config, fabric=world.fabric)
+    for action in config.plan():
+        crossx.run_step(action)
+    metrics = measure(world, crossx.distiller.encoders())
+    views = config.plan().count("distill") * config.students.batch
+    world.row("crossx-paper", variant, {**metrics, "views": views}, time.time() - begun)
+    terms = {k: round(v, 3) for k, v in crossx.pairs.terms.log().items()}
+    world.say(f"crossx-paper [{variant}] mAP {metrics['mAP@all']:.3f}, {terms}")
+
+
+def longer_arms(world: World):
+    "Ours and the ceiling with three times the views, on the pictures of `main`."
+    config = config_of(world)
+    longer = config.changed({"schedule.distill_steps": 3 * config.schedule.distill_steps})
+    pairs, real = load_pictures(world, "ours"), real_pairs(world, world.train, 8192)
+    for method, images in (("crossx-dfsbir", pairs), ("data-dependent", real)):
+        draw = sampler(world, images)
+        teach(world, method, "cold, three times the views", longer, draw, len(images))
+
+
 PARTS = {
     "main": (main_arms,),
     "uni-modal": (uni_modal_arm, gaussian_arm),
@@ -592,6 +658,8 @@ PARTS = {
     "files": (files_arms,),
     "strokes": (strokes_arms,),
     "growth": (growth_arms,),
+    "longer": (longer_arms,),
+    "paper": (paper_arms,),
     "all": (main_arms, uni_modal_arm, gaussian_arm, alternative_arm, meta_data_arm, objects_arm),
 }
 

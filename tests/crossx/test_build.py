@@ -26,6 +26,7 @@ from lightning_fabric.plugins import MixedPrecision
 from dfsbir.core.run_folder import RunFolder
 from dfsbir.core.types import MODALITIES, Modality, Normalizer
 from dfsbir.crossx.build import build_crossx
+from dfsbir.crossx.config import CrossXConfig
 from dfsbir.crossx.pairs import ProceduralPairs
 from dfsbir.students.encoder import load_encoders
 from dfsbir.teachers.loading import save_teacher
@@ -46,6 +47,21 @@ LAYERS = {
 
 
 # ---- all switches
+
+
+def test_published_terms_on_pictures_of_a_pyramid(teachers, tmp_path):
+    pairs = {"kind": "pyramid", "steps": 2, "batch": 4, "guidance": {"kind": "procedural"}}
+    changes = {"pairs": pairs, "schedule": {"rounds": 2, "new_pairs": 4, "distill_steps": 1}}
+    losses = {f"pairs.loss.{k}": 1.0 for k in ("class_", "align", "modality", "adversarial")}
+    small = {f"pairs.{m}.size": SIDE for m in MODALITIES}
+    small |= {"students.batch": 4, "logging.log_every": 1}
+    config = CrossXConfig.preset("paper", changes, losses, small)
+    crossx, run = begin(teachers, config, tmp_path / "run")
+    crossx.fit(run, progress=False)
+    logged = {k for line in run.metrics() for k in line}
+    assert {f"estimator/{m}/adversarial" for m in MODALITIES} <= logged
+    assert "student/proxy_anchor" in logged
+    assert all(p.grad is None for p in crossx.distiller.averaged.parameters())
 
 
 def test_every_term_is_logged(teachers, tmp_path):
@@ -291,6 +307,7 @@ from dfsbir.baselines import gaussian_prior
 from dfsbir.core.device import make_fabric
 from dfsbir.core.run_folder import RunFolder
 from dfsbir.crossx.build import build_crossx
+from dfsbir.crossx.config import CrossXConfig
 from dfsbir.crossx.config import CrossXConfig
 from dfsbir.teachers.loading import load_teacher
 

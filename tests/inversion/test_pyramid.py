@@ -41,11 +41,12 @@ def teacher(modality, net=None):
     return Teacher(net, NAMES, Normalizer(16), modality)
 
 
-def estimator(teachers=None, strokes=0, redraws=0, **changes):
+def estimator(teachers=None, strokes=0, redraws=0, generator=0, **changes):
     teachers = teachers or {m: teacher(m) for m in MODALITIES}
+    lines = {"strokes": strokes, "redraws": redraws, "generator": 0 if strokes else generator}
     configs = {
-        Modality.PHOTO: PyramidConfig(size=16),
-        Modality.SKETCH: PyramidConfig(size=16, bias=2.5, strokes=strokes, redraws=redraws),
+        Modality.PHOTO: PyramidConfig(size=16, generator=generator),
+        Modality.SKETCH: PyramidConfig(size=16, bias=2.5, **lines),
     }
     settings = {"steps": 4, "batch": 6, "seed": 0, **changes}
     return PyramidEstimator(
@@ -228,6 +229,54 @@ def test_photos_are_not_made_of_strokes():
         )
 
 
-def test_what_a_program_draws_has_no_strokes():
-    with pytest.raises(ConfigError, match="set one of them"):
-        PyramidConfig(drawn=True, strokes=3)
+@pytest.mark.parametrize(
+    "ways", [("drawn", "strokes"), ("drawn", "generator"), ("strokes", "generator")]
+)
+def test_pictures_are_made_in_one_way(ways):
+    with pytest.raises(ConfigError, match="set one of the three"):
+        PyramidConfig(**dict.fromkeys(ways, 3) | ({"drawn": True} if "drawn" in ways else {}))
+
+
+@pytest.mark.parametrize("at", [0, 2, 4, 6])
+def test_a_renewed_generator_resumes_to_the_same_pictures(at):
+    whole = estimator(generator=4)
+    whole.synthesize(8)
+    first = estimator(generator=4)
+    first.synthesize(at) if at else None
+    second = estimator(generator=4)
+    torch.manual_seed(at)  # torch's own random numbers have no part in it
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    second.synthesize(8 - at)
+    for a, b in zip(vars(whole.sample(12)).values(), vars(second.sample(12)).values()):
+        assert a is b is None or torch.equal(a, b)
+
+
+def test_every_batch_has_a_generator_of_its_own():
+    e = estimator(generator=4)
+    torch.manual_seed(0)
+    before = torch.random.get_rng_state()
+    weights = []
+    for _ in range(2):
+        e.synthesize(1)
+        weights.append({m: side.canvas.values()[1:] for m, side in e.sides.items()})
+        e.synthesize(3)
+    assert torch.equal(before, torch.random.get_rng_state())
+    for m in MODALITIES:
+        assert not torch.allclose(weights[0][m][1], weights[1][m][1], atol=0.05)
+
+
+def test_generators_of_a_pair_share_the_noise_that_they_begin_with():
+    e = estimator(generator=4)
+    e._begin()
+    photo, sketch = (e.sides[m].canvas.noise for m in MODALITIES)
+    assert torch.equal(photo, sketch)
+
+
+def test_a_generator_of_photos_beside_sketches_of_strokes():
+    e = estimator(strokes=3, generator=4)
+    e.synthesize(1)
+    before = e.preview(6).photo
+    e.synthesize(3)
+    assert not torch.equal(e.preview(6).photo, before)
+    pairs = e.sample(6)
+    assert pairs.photo.shape == (6, 3, 16, 16) and pairs.sketch.shape == (6, 1, 16, 16)

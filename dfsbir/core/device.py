@@ -9,6 +9,7 @@ __all__ = ['capture', 'seed_everything', 'rng_state', 'set_rng_state', 'fork_rng
 # %% ../../nbs/00_core/01_device.ipynb #e34939dc
 import ctypes
 import gc
+import os
 import random
 import sys
 from contextlib import contextmanager
@@ -85,15 +86,37 @@ def fork_rng(
         set_rng_state(before)
 
 # %% ../../nbs/00_core/01_device.ipynb #678104c7
+def _machines(processes: int) -> tuple[int, int]:
+    "Machines, and processes on each: as torchrun has started them, else one machine."
+    distributed = torch.distributed
+    if processes == 1 or not distributed.is_available():
+        return 1, processes
+    if not distributed.is_torchelastic_launched():
+        return 1, processes
+    world, here = (int(os.environ[name]) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    if world != processes:
+        raise ValueError(
+            f"torchrun has started {world} processes, {here} of them on this machine, and "
+            f"{processes} were asked for: set processes to {world}"
+        )
+    return world // here, here
+
+
 def make_fabric(
     device: str = "auto",  # "auto", "cpu", "cuda" or "mps"
     precision: str = "32-true",  # "32-true", "bf16-mixed" or "16-mixed"
-    processes: int = 1,  # on this machine; more than 1 needs a script in the place of a notebook
+    processes: int = 1,  # in all; more than 1 needs a script in the place of a notebook
 ) -> Fabric:
-    "A launched Fabric: it places modules and batches, casts, and talks to the other processes."
+    """A launched Fabric: it places modules and batches, casts, and talks to the other processes.
+
+    They are on this machine, or on as many as torchrun was told. Raises ValueError where it has
+    started another number.
+    """
+    machines, here = _machines(processes)
     fabric = Fabric(
         accelerator=device,
-        devices=processes,
+        devices=here,
+        num_nodes=machines,
         precision=precision,
         strategy="ddp" if processes > 1 else "auto",
     )

@@ -3,6 +3,9 @@
 import json
 import os
 import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 
@@ -109,3 +112,62 @@ def test_what_other_processes_cannot_have_is_refused(teachers, tmp_path):
     given = build_crossx(*teachers, TWO, fabric=make_fabric("cpu"), pairs=pairs)
     with pytest.raises(ValueError, match="passed as an object"):
         fit_in_processes(given, run)
+
+
+SCRIPT = """
+import json
+import sys
+from pathlib import Path
+from dfsbir.core.device import make_fabric
+from dfsbir.core.run_folder import RunFolder
+from dfsbir.crossx.build import build_crossx
+from dfsbir.crossx.config import CrossXConfig
+from dfsbir.teachers.loading import load_teacher
+
+home, processes = Path(sys.argv[1]), int(sys.argv[2])
+config = CrossXConfig.from_flat(json.loads((home / "config.json").read_text()))
+fabric = make_fabric(config.device, config.precision, processes)
+teachers = [load_teacher(home / f"{name}.safetensors") for name in ("photo", "sketch")]
+crossx = build_crossx(*teachers, config, fabric=fabric)
+crossx.fit(RunFolder(home / "machines", config.flat()))
+"""
+
+
+def start_machine(rank, home, port, processes=2):
+    "A process of its own machine, in the environment that torchrun makes."
+    names = ("LOCAL_RANK", "LOCAL_WORLD_SIZE", "RANK", "GROUP_RANK", "WORLD_SIZE")
+    places = dict(zip(names, map(str, (0, 1, rank, rank, 2))))
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "run"}
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(home), str(processes)],
+        env={**os.environ, **places, **address, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_two_machines_give_what_two_processes_of_one_give(teachers, tmp_path):
+    for m, teacher in zip(MODALITIES, teachers):
+        save_teacher(teacher, tmp_path / f"{m}.safetensors")
+    loaded = [load_teacher(tmp_path / f"{m}.safetensors") for m in MODALITIES]
+    crossx, run = one_process(loaded, tmp_path / "one")
+    fit_in_processes(crossx, run)
+    (tmp_path / "config.json").write_text(json.dumps(TWO.flat()))
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    machines = [start_machine(rank, tmp_path, port) for rank in range(2)]
+    said = [machine.communicate(timeout=200)[0] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], said
+    assert_same(result(RunFolder(tmp_path / "machines")), result(run))
+
+
+def test_another_number_of_processes_than_torchrun_has_started_is_refused(monkeypatch):
+    found = {"TORCHELASTIC_RUN_ID": "run", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}
+    for name, value in found.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(
+        ValueError, match="8 processes, 4 of them on this machine.*set processes to 8"
+    ):
+        make_fabric("cpu", processes=2)

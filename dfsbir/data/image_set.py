@@ -8,6 +8,7 @@ __all__ = ['ImageSource', 'PixelSource', 'image_digest', 'ImageLoader', 'decode_
 # %% ../../nbs/01_data/01_image_set.ipynb #6fbe343c
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
@@ -267,10 +268,17 @@ class ImageSet(Dataset):
         batch_size: int = 64,  # images a batch
         shuffle: bool = False,  # in a new order every epoch, drawn from `seed`
         seed: int = 0,  # of the order
-        workers: int = 0,  # processes that decode ahead; 0: this one
+        workers: int | None = 0,  # processes that decode ahead; None: half of the CPUs
         order: Sequence[int] | None = None,  # positions to visit, instead of all of them
     ) -> ImageLoader:
-        "Batches of (images (B,C,S,S) float in [0,1], labels (B,))."
+        """Batches of (images (B,C,S,S) float in [0,1], labels (B,)).
+
+        Images in memory are decoded already, and no process is started for them.
+        """
+        if isinstance(self.source, PixelSource):
+            workers = 0
+        elif workers is None:
+            workers = (os.cpu_count() or 1) // 2
         return ImageLoader(
             _Decoding(self.source, self.labels),
             batch_size,

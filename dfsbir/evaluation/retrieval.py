@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 # %% ../../nbs/02_evaluation/00_retrieval.ipynb #4d56c837
 CHUNK_SCORES = 2**22  # scores held at once, at most: 16 MB, and about 200 MB with all made of them
@@ -322,6 +321,7 @@ def embed(
     data,  # ImageSet, or tensor (N,C,H,W) in [0,1]
     batch_size: int = 256,  # images at a time
     fabric=None,  # Lightning Fabric for device and precision; None: the encoder's device, float32
+    workers: int | None = None,  # processes that decode ahead, see `ImageSet.loader`
 ) -> Tensor:  # (N,D) float32 on the CPU, in the order of the data
     "Embeddings of all images, in evaluation mode and without gradients."
     if len(data) == 0:
@@ -330,7 +330,7 @@ def embed(
     if isinstance(data, Tensor):
         batches = data.split(batch_size)
     else:
-        batches = (images for images, *_ in DataLoader(data, batch_size))
+        batches = (images for images, _ in data.loader(batch_size, workers=workers))
     module = encoder if isinstance(encoder, nn.Module) else nn.Module()
     was_training = {part: part.training for part in module.modules()}
     module.eval()

@@ -29,6 +29,7 @@ def accuracy(
     net: nn.Module,  # a `Teacher`, or a plain net in evaluation mode
     data: ImageSet,  # images of the classes it knows, in its order
     batch_size: int = 128,
+    workers: int | None = None,  # processes that decode ahead, see `ImageSet.loader`
 ) -> tuple[float, float]:  # accuracy in [0,1], mean cross-entropy in nats
     "How often a classifier is right, and how confident it is of the right class."
     if isinstance(net, Teacher) and list(data.classes) != net.classes:
@@ -38,12 +39,11 @@ def accuracy(
         )
     device = next((p.device for p in net.parameters()), torch.device("cpu"))
     right, loss = 0, 0.0
-    for at in torch.arange(len(data)).split(batch_size):
-        part = data.take(at)
-        logits = net(part.images().to(device))
+    for images, labels in data.loader(batch_size, workers=workers):
+        logits = net(images.to(device))
         logits = (logits.logits if isinstance(logits, TeacherOut) else logits).float().cpu()
-        right += (logits.argmax(1) == part.labels).sum().item()
-        loss += F.cross_entropy(logits, part.labels, reduction="sum").item()
+        right += (logits.argmax(1) == labels).sum().item()
+        loss += F.cross_entropy(logits, labels, reduction="sum").item()
     return right / len(data), loss / len(data)
 
 # %% ../../nbs/04_teachers/09_training.ipynb #bdab69ee
@@ -76,9 +76,10 @@ class _Trainer:
         recipe: _Recipe,
         fabric,
         progress: bool,
+        workers: int | None,
     ):
         self.model, self.train, self.val = model, train, val
-        self.recipe, self.fabric = recipe, fabric
+        self.recipe, self.fabric, self.workers = recipe, fabric, workers
         parameters = model.parameters()
         optimizer = torch.optim.AdamW(parameters, recipe.lr, weight_decay=recipe.weight_decay)
         self.net, self.optimizer = fabric.setup(model, optimizer)
@@ -105,7 +106,7 @@ class _Trainer:
             self.net.train()
             trained = self._train_epoch(epoch)
             self.net.eval()
-            val_accuracy, val_loss = accuracy(self.net, self.val)
+            val_accuracy, val_loss = accuracy(self.net, self.val, workers=self.workers)
             line = dict(epoch=epoch, **trained, val_loss=val_loss, val_accuracy=val_accuracy)
             self.history.append(line)
             if line is max(self.history, key=_quality):
@@ -115,18 +116,20 @@ class _Trainer:
         return self.history, best
 
     def _batches(self):
-        "Indices of the images of each step of an epoch, those of this process."
+        "Images and labels of each step of an epoch, those of this process."
         world = self.fabric.world_size
         order = torch.randperm(len(self.train), generator=self.generator)
         used = order[: self.steps * self.batch_size * world]
-        return used.view(self.steps, world, self.batch_size)[:, self.fabric.global_rank]
+        own = used.view(self.steps, world, self.batch_size)[:, self.fabric.global_rank]
+        return self.train.loader(
+            self.batch_size, workers=self.workers, order=own.flatten().tolist()
+        )
 
     def _train_epoch(self, epoch: int) -> dict[str, float]:
         "Loss and accuracy on the augmented training images."
         seen, right, total = 0, 0, 0.0
-        for at in self._batches():
-            part = self.train.take(at)
-            x, y = self.fabric.to_device((part.images(), part.labels))
+        for images, labels in self._batches():
+            x, y = self.fabric.to_device((images, labels))
             if self.recipe.augment:
                 x = augment_batch(x, self.train.modality, self.generator)
             logits, loss = self._step(x, y, epoch)
@@ -185,6 +188,7 @@ def train_teacher(
     fabric=None,  # device and precision; None: what this machine has, float32
     out: str | Path | None = None,  # file to save to
     progress: bool = True,  # show a bar
+    workers: int | None = None,  # processes that decode ahead, see `ImageSet.loader`
 ) -> Teacher:  # with `.history`, a dict an epoch
     "Trains a classifier and gives the frozen teacher of its best epoch."
     fabric = fabric or make_fabric()
@@ -201,7 +205,7 @@ def train_teacher(
             adopt_weights(net, (init.net if isinstance(init, Teacher) else init).state_dict())
         normalizer = input_of(source, size or data.size, net, name)
         model = nn.Sequential(normalizer, net.to(memory_format=torch.channels_last))
-        history, best = _Trainer(model, train, val, recipe, fabric, progress).run()
+        history, best = _Trainer(model, train, val, recipe, fabric, progress, workers).run()
     net.load_state_dict(best)
     net.zero_grad(set_to_none=True)
     top = max(history, key=_quality)

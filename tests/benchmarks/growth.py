@@ -38,9 +38,11 @@ from step_cost import make_run
 
 from dfsbir.core.device import make_fabric
 from dfsbir.core.types import Modality, PairBatch
+from dfsbir.data.folders import read_folder
 from dfsbir.inversion.buffer import ReplayBuffer
 from dfsbir.search.gallery import Gallery
 from dfsbir.search.indexing import index_photos
+from dfsbir.teachers.training import train_teacher
 
 SIZES = {
     "classes": [10, 100, 1000],
@@ -48,6 +50,7 @@ SIZES = {
     "pairs": [1_000, 10_000, 100_000],
     "gallery": [1_000, 10_000, 100_000, 1_000_000],
     "files": [1_000, 4_000, 16_000],
+    "training": [1_000, 10_000, 100_000],
 }
 TITLES = {
     "classes": "Shared classes, `dfsbir/small` at 32 px, batches of 64 pairs",
@@ -55,6 +58,7 @@ TITLES = {
     "pairs": "Pairs kept, at 32 px and 10 classes; 64 pairs come and 64 are sampled",
     "gallery": "Generated vectors of 64 numbers; queries one at a time, 10 photos each",
     "files": "JPEG files of 224 px, decoded and embedded by `dfsbir/tiny` at 64 px into a gallery",
+    "training": "JPEG files of 224 px; a teacher `dfsbir/tiny` for 64 px sees each of them once",
 }
 
 
@@ -224,6 +228,36 @@ def files(device, count) -> dict:
         return {"indexing, s": spent, "own memory, MB": own.peak}
 
 
+def training(device, count) -> dict:
+    "A teacher trained on a folder of photos, one pass; files are decoded by two more processes."
+    with tempfile.TemporaryDirectory() as home:
+        photos = Path(home) / "photos"
+        photos.mkdir()
+        write_photos(photos, count)
+        gc.collect()
+        with OwnMemory() as own:
+            start = process_seconds()
+            data = read_folder(photos, Modality.PHOTO, 224, cached=False, workers=2)
+            train_teacher(
+                data,
+                net="dfsbir/tiny",
+                epochs=1,
+                batch_size=64,
+                size=64,
+                fabric=make_fabric(device),
+                progress=False,
+                workers=2,
+            )
+            spent = process_seconds() - start
+        return {"training, s": spent, "own memory, MB": own.peak}
+
+
+def process_seconds() -> float:
+    "Processor time of this process and of those that it has waited for."
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
+
+
 def measure(part: str, size: int, device: str) -> dict:
     "One point."
     torch.set_num_threads(1)
@@ -234,6 +268,7 @@ def measure(part: str, size: int, device: str) -> dict:
         "pairs": lambda: pairs_kept(device, size),
         "gallery": lambda: gallery(device, size),
         "files": lambda: files(device, size),
+        "training": lambda: training(device, size),
     }[part]()
     of_gpu = device == "cuda" and part in ("classes", "side", "pairs")
     peak = peak_mb("cuda") if of_gpu else peak_mb() - before

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.data import DataLoader
 
 from dfsbir.core.data_guard import DataFreeViolation, data_free
 from dfsbir.data.toy import toy_pairs
@@ -47,6 +48,9 @@ class Real:
 
     def __getitem__(self, i):
         return self.stored[i], self.labels[i]
+
+    def loader(self, batch_size, workers=None):
+        return DataLoader(self, batch_size)
 
 
 NAMES = ["red", "green", "blue"]

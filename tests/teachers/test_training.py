@@ -1,10 +1,15 @@
 "Training: it learns, keeps its best epoch, is repeatable, and never sees validation images."
 
+import os
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from teachers.helpers import CLASSES, brightness_set, make_teacher, noise, tiny_net
 
 from dfsbir.core.types import Normalizer
+from dfsbir.data.folders import read_folder
 from dfsbir.data.image_set import ImageSet
 from dfsbir.teachers.loading import load_teacher
 from dfsbir.teachers.nets import SmallNet
@@ -46,6 +51,32 @@ def test_training_twice_is_the_same():
     data = brightness_set(modality="sketch")
     a, b, c = (quick(data, seed=seed).digest() for seed in (0, 0, 1))
     assert a == b != c
+
+
+@pytest.fixture
+def decoded(tmp_path):
+    "Photos that are decoded when they are wanted."
+    random = np.random.default_rng(0)
+    for name in CLASSES[:2]:
+        (tmp_path / name).mkdir()
+        for i in range(20):
+            pixels = random.integers(0, 255, (24, 24, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / name / f"{i}.png")
+    return read_folder(tmp_path, "photo", 16, cached=False)
+
+
+def test_processes_that_decode_change_no_number(decoded):
+    alone, helped = (quick(decoded, batch_size=8, workers=n) for n in (0, 2))
+    assert alone.digest() == helped.digest()
+    assert alone.history == helped.history
+    assert accuracy(alone, decoded, workers=0) == accuracy(alone, decoded, workers=2)
+    in_memory = decoded.with_pixels(decoded.images())
+    assert alone.digest() == quick(in_memory, batch_size=8).digest()
+
+
+def test_half_of_the_processors_decode_and_none_where_images_are_in_memory(decoded):
+    assert decoded.loader(workers=None).num_workers == (os.cpu_count() or 1) // 2
+    assert decoded.with_pixels(decoded.images()).loader(workers=2).num_workers == 0
 
 
 def test_a_start_is_taken_over():

@@ -118,7 +118,7 @@ class World:
                 "run_id": f"cold-{self.data}-{self.seed}-{self.args.stamp}",
             }
             for metric, value in metrics.items()
-            if metric in METRICS
+            if metric in (*METRICS, "views")
         ]
         if rows:
             append_results(f"{name}.csv", rows)

@@ -89,9 +89,8 @@ def fork_rng(
 def _machines(processes: int) -> tuple[int, int]:
     "Machines, and processes on each: as torchrun has started them, else one machine."
     distributed = torch.distributed
-    if processes == 1 or not distributed.is_available():
-        return 1, processes
-    if not distributed.is_torchelastic_launched():
+    launched = distributed.is_available() and distributed.is_torchelastic_launched()
+    if processes == 1 or not launched:
         return 1, processes
     world, here = (int(os.environ[name]) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
     if world != processes:

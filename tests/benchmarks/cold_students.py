@@ -609,7 +609,7 @@ def paper_arms(world: World):
     config = CrossXConfig.preset("paper", common, sizes, alternating)
     teach_by_trainer(world, "cold", config)
     pyramid = {
-        "pairs": config_of(world).pairs.model_dump(),
+        "pairs": own.pairs.model_dump(),
         "buffer.capacity": 100_000,
         "schedule.rounds": 4,
         "schedule.new_pairs": own.schedule.new_pairs // 4,

@@ -25,6 +25,7 @@ import tempfile
 import threading
 import time
 from argparse import Namespace
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -213,43 +214,43 @@ class OwnMemory:
         self.thread.join()
 
 
+@contextmanager
+def folder_of_photos(count):
+    "A folder that holds `photos`, so many files, and is gone afterwards."
+    with tempfile.TemporaryDirectory() as home:
+        (Path(home) / "photos").mkdir()
+        write_photos(Path(home) / "photos", count)
+        gc.collect()
+        yield Path(home)
+
+
 def files(device, count) -> dict:
     "A folder of photos to a gallery, in this process."
     encoder = encoders_of("dfsbir/tiny", 64)[Modality.PHOTO]
-    with tempfile.TemporaryDirectory() as home:
-        photos = Path(home) / "photos"
-        photos.mkdir()
-        write_photos(photos, count)
-        gc.collect()
-        with OwnMemory() as own:
-            start = time.process_time()
-            index_photos(Path(home) / "gallery", photos, encoder, progress=False)
-            spent = time.process_time() - start
-        return {"indexing, s": spent, "own memory, MB": own.peak}
+    with folder_of_photos(count) as home, OwnMemory() as own:
+        start = time.process_time()
+        index_photos(home / "gallery", home / "photos", encoder, progress=False)
+        spent = time.process_time() - start
+    return {"indexing, s": spent, "own memory, MB": own.peak}
 
 
 def training(device, count) -> dict:
     "A teacher trained on a folder of photos, one pass; files are decoded by two more processes."
-    with tempfile.TemporaryDirectory() as home:
-        photos = Path(home) / "photos"
-        photos.mkdir()
-        write_photos(photos, count)
-        gc.collect()
-        with OwnMemory() as own:
-            start = process_seconds()
-            data = read_folder(photos, Modality.PHOTO, 224, cached=False, workers=2)
-            train_teacher(
-                data,
-                net="dfsbir/tiny",
-                epochs=1,
-                batch_size=64,
-                size=64,
-                fabric=make_fabric(device),
-                progress=False,
-                workers=2,
-            )
-            spent = process_seconds() - start
-        return {"training, s": spent, "own memory, MB": own.peak}
+    with folder_of_photos(count) as home, OwnMemory() as own:
+        start = process_seconds()
+        data = read_folder(home / "photos", Modality.PHOTO, 224, cached=False, workers=2)
+        train_teacher(
+            data,
+            net="dfsbir/tiny",
+            epochs=1,
+            batch_size=64,
+            size=64,
+            fabric=make_fabric(device),
+            progress=False,
+            workers=2,
+        )
+        spent = process_seconds() - start
+    return {"training, s": spent, "own memory, MB": own.peak}
 
 
 def process_seconds() -> float:

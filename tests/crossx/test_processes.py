@@ -124,22 +124,22 @@ from dfsbir.crossx.build import build_crossx
 from dfsbir.crossx.config import CrossXConfig
 from dfsbir.teachers.loading import load_teacher
 
-home, processes = Path(sys.argv[1]), int(sys.argv[2])
+home = Path(sys.argv[1])
 config = CrossXConfig.from_flat(json.loads((home / "config.json").read_text()))
-fabric = make_fabric(config.device, config.precision, processes)
+fabric = make_fabric(config.device, config.precision, config.processes)
 teachers = [load_teacher(home / f"{name}.safetensors") for name in ("photo", "sketch")]
 crossx = build_crossx(*teachers, config, fabric=fabric)
 crossx.fit(RunFolder(home / "machines", config.flat()))
 """
 
 
-def start_machine(rank, home, port, processes=2):
+def start_machine(rank, home, port):
     "A process of its own machine, in the environment that torchrun makes."
     names = ("LOCAL_RANK", "LOCAL_WORLD_SIZE", "RANK", "GROUP_RANK", "WORLD_SIZE")
     places = dict(zip(names, map(str, (0, 1, rank, rank, 2))))
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "run"}
     return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(home), str(processes)],
+        [sys.executable, "-c", SCRIPT, str(home)],
         env={**os.environ, **places, **address, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -23,6 +23,7 @@ from ..core.config import Config
 from ..core.device import fork_rng, make_fabric, unscale_gradients
 from ..core.types import MODALITIES, Modality, Normalizer, PairBatch
 from ..data.augment import augment_batch
+from ..data.procedural import procedural_images
 from ..inversion.buffer import ReplayBuffer
 from ..losses.metric import proxy_anchor_loss
 from ..losses.term_log import TermLog
@@ -181,6 +182,13 @@ class ColdConfig(Config):
         "redrawn need it no more",
     )
     blend: float = Field(1.0, ge=0, le=1, description="share of views blended with another")
+    objects: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of views that show procedural objects, of no class, in the place of "
+        "the buffer's pairs",
+    )
     kept_views: int = Field(
         0,
         ge=0,
@@ -214,6 +222,15 @@ class ColdConfig(Config):
             raise ValueError(
                 "the sketch teacher stays as it is with teach = photo: leave sketch_net and "
                 f"sketch_input_size out; found {self.sketch_net!r} and {self.sketch_input_size}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _objects_have_no_class(self):
+        if self.objects and self.proxy_anchor:
+            raise ValueError(
+                "procedural objects belong to no class, and L_metric on proxies wants one: set "
+                f"objects or proxy_anchor to 0; found {self.objects} and {self.proxy_anchor}"
             )
         return self
 
@@ -389,7 +406,7 @@ class ColdDistiller:
         "Random views of what is taught; the teachers' shared logits (N,K) and features (N,F)."
         views, targets, features = {}, {}, {}
         for m in self.config.taught:
-            x = batch.of(m)
+            x = self._with_objects(batch.of(m), m)
             changed = augment_batch(x, m) if self.config.augment in ("both", m) else x
             views[m] = blend_images(changed, self.config.blend)
             seen = views[m] if self.config.same_view else x
@@ -397,6 +414,22 @@ class ColdDistiller:
             targets[m] = self.class_map.shared_logits(out.logits, m)
             features[m] = out.features
         return views, targets, features
+
+    def _with_objects(self, x: Tensor, modality: Modality) -> Tensor:
+        """Images of one modality; a program draws objects in the place of the last ones.
+
+        Each process draws its own; PyTorch's random numbers decide which.
+        """
+        n = round(self.config.objects * len(x))
+        if not n:
+            return x
+        seed = torch.randint(2**62, ()).item() + 100003 * self.fabric.global_rank
+        random = torch.Generator(x.device).manual_seed(seed)
+        pen = self.teachers[modality].normalizer.pen
+        objects = procedural_images(
+            modality, n, x.shape[-1], generator=random, device=x.device, pen=pen
+        )
+        return torch.cat([x[: len(x) - n], objects.to(x.dtype)])
 
     def _losses(self, views: dict, targets: dict, features: dict, label: Tensor) -> dict:
         "Weighted terms by name."

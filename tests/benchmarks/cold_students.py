@@ -414,6 +414,7 @@ STUDENT_ARMS = {
     "no weight average": {"students.ema_decay": 0.0},
     "proxies too": {"students.proxy_anchor": 0.1},
     "no features": {"students.feature": 0.0},
+    "objects in half of the views": {"students.objects": 0.5},
 }
 STRONGER_CLASS = {"pairs.loss.class_": 1.0, "pairs.loss.align": 0.5}
 PICTURE_ARMS = {

@@ -4,8 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from dfsbir.core.types import MODALITIES, Modality
 from dfsbir.data.pen import measure_pen
-from dfsbir.data.procedural import procedural_objects, procedural_photos
+from dfsbir.data.procedural import procedural_images, procedural_objects, procedural_photos
 
 
 @pytest.fixture(autouse=True)
@@ -94,3 +95,28 @@ def test_sketches_are_drawn_with_a_pen():
     assert torch.equal(plain.photo, thick.photo)
     widths = [measure_pen(pairs.sketch).median().item() for pairs in (thin, thick)]
     assert 1.4 < widths[1] / widths[0] < 2.2
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_objects_of_one_modality_are_like_those_of_pairs(modality):
+    "As bright and as varied as in pairs; sketches with the pen that is asked for."
+    pen = 0.05 if modality is Modality.SKETCH else None
+    alone = procedural_images(modality, 100, 48, pen=pen)
+    paired = procedural_objects(100, 48, pen=pen).of(modality)
+    assert alone.shape == paired.shape
+    assert alone.mean().item() == pytest.approx(paired.mean().item(), abs=0.05)
+    assert alone.std(0).mean().item() == pytest.approx(paired.std(0).mean().item(), rel=0.15)
+    if pen:
+        widths = [measure_pen(x).median().item() for x in (alone, paired)]
+        assert widths[0] == pytest.approx(widths[1], rel=0.15)
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_objects_of_one_modality_are_their_generators(modality):
+    def made(seed):
+        return procedural_images(modality, 3, 24, generator=torch.Generator().manual_seed(seed))
+
+    before = torch.get_rng_state()
+    first = made(1)
+    assert torch.equal(first, made(1)) and not torch.equal(first, made(2))
+    assert torch.equal(before, torch.get_rng_state())

@@ -390,3 +390,63 @@ def test_a_net_that_cannot_be_named_is_refused():
     nameless = Teacher(build_net("dfsbir", "tiny", 3), NAMES, Normalizer(16), "photo")
     with pytest.raises(ValueError, match="by name"):
         cold_encoder(nameless, SAME, SPACE)
+
+
+@pytest.mark.parametrize("teach", ["both", "sketch", "photo"])
+def test_objects_take_the_place_of_the_last_views(teachers, pairs, teach):
+    d = distiller(teachers, teach=teach, augment="none", blend=0.0, objects=0.25)
+    views, targets, features = d._views(pairs)
+    for m in d.config.taught:
+        assert torch.equal(views[m][:9], pairs.of(m)[:9])
+        assert not (views[m][9:] == pairs.of(m)[9:]).flatten(1).all(1).any()
+        assert views[m].min() >= 0 and views[m].max() <= 1
+        out = teachers[m](views[m], bn=False)
+        torch.testing.assert_close(targets[m], SAME.shared_logits(out.logits, m))
+        torch.testing.assert_close(features[m], out.features)
+    d.step(pairs)
+
+
+def test_without_objects_no_random_number_is_drawn_for_them(teachers, pairs):
+    d = distiller(teachers, augment="none", blend=0.0)
+    before = torch.get_rng_state()
+    d._views(pairs)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_objects_are_drawn_with_the_sketch_teachers_pen(teachers, pairs):
+    def ink(pen):
+        teachers[Modality.SKETCH].normalizer.pen = pen
+        d = distiller(teachers, augment="none", blend=0.0, objects=0.75)
+        torch.manual_seed(4)
+        return 1 - d._views(pairs)[0][Modality.SKETCH][3:].mean().item()
+
+    assert ink(0.1) > 1.5 * ink(0.03)
+
+
+def test_every_process_draws_objects_of_its_own(teachers, pairs, monkeypatch):
+    d, seen = distiller(teachers, augment="none", blend=0.0, objects=0.25), []
+    for rank in (0, 1, 0):
+        monkeypatch.setattr(Fabric, "global_rank", rank)
+        torch.manual_seed(4)
+        seen.append(d._views(pairs)[0])
+    for m in MODALITIES:
+        first, other, again = (views[m] for views in seen)
+        assert torch.equal(first, again)
+        assert torch.equal(first[:9], other[:9]) and not torch.equal(first[9:], other[9:])
+
+
+def test_kept_views_have_objects_too_and_are_the_seeds(teachers, pairs):
+    made = [distiller(teachers, kept_views=12, objects=0.5, augment="none") for _ in range(2)]
+    for d in made:
+        d.keep_views(filled(pairs))
+        d.step_on_kept()
+    for m in MODALITIES:
+        assert torch.equal(*(d.kept.images[m] for d in made))
+        assert torch.equal(*(d.kept.logits[m] for d in made))
+
+
+def test_objects_have_no_class_for_proxies():
+    with pytest.raises(ConfigError, match="belong to no class"):
+        ColdConfig(objects=0.5, proxy_anchor=0.1)
+    with pytest.raises(ConfigError, match="objects"):
+        ColdConfig(objects=1.0)

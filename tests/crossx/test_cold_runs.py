@@ -92,6 +92,12 @@ def test_a_stopped_run_makes_the_same_views_again(teachers, tmp_path, stop):
     assert_resumes(teachers, small(**changes), stop, tmp_path)
 
 
+@pytest.mark.parametrize("kept_views", [0, 12])
+def test_a_stopped_run_draws_the_same_objects_again(teachers, tmp_path, kept_views):
+    changes = {"students.objects": 0.5, "students.kept_views": kept_views, "logging.save_every": 1}
+    assert_resumes(teachers, small(**changes), 6, tmp_path)
+
+
 def test_adversary_in_a_second_round(teachers):
     config = small(**{"schedule.rounds": 2, "pairs.loss.adversarial": 1.0})
     crossx = build_crossx(*teachers, config)

@@ -25,7 +25,12 @@ COLD = CrossXConfig.preset(
     {"pairs.steps": 2, "pairs.batch": 8, "schedule.new_pairs": 8, "schedule.distill_steps": 2},
     {"students.batch": 8, "students.net": "dfsbir/tiny", "buffer.capacity": 16},
 )
-PRESETS = {**CONFIGS, "open": OPEN.changed({"pairs.sketch.size": SIDE}), "cold": COLD}
+PRESETS = {
+    **CONFIGS,
+    "open": OPEN.changed({"pairs.sketch.size": SIDE}),
+    "cold": COLD,
+    "cold with objects": COLD.changed({"students.objects": 0.5}),
+}
 
 
 @pytest.fixture

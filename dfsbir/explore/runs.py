@@ -101,7 +101,13 @@ class Run:
         "A table that the experiment was given as JSON or as a file."
         text = self.experiment.get(name, "")
         is_file = text.strip() and not text.lstrip().startswith("{")
-        return read_table(str(nearby(text)) if is_file else text, name)
+        return read_table(str(self._given_file(text)) if is_file else text, name)
+
+    def _given_file(self, path: str) -> Path:
+        "A file that the experiment was given; what lies in the run or beside it may have moved."
+        folders = (self.path, self.path.parent)
+        places = (nearby(path), *(folder / Path(path).name for folder in folders))
+        return next((place for place in places if place.exists()), Path(path))
 
     def _teacher(self, modality: Modality) -> Teacher:
         for folder in (self.path / "teachers", self.path.parent / "teachers"):
@@ -115,7 +121,7 @@ class Run:
                 "save_teacher(teacher, run.path / 'teachers' / 'photo.safetensors')"
             )
         card = self._table(f"{modality}_card")
-        source = brought if brought == "imagenet" else nearby(brought)
+        source = brought if brought == "imagenet" else self._given_file(brought)
         size = self.experiment["teacher_size"] or self.experiment["size"]
         teacher = brought_teacher(source, modality, card, size)
         digest = self.digests.get(str(modality))

@@ -137,6 +137,24 @@ def test_aliases_of_the_experiment(home, tmp_path):
     assert experiment_run(home, tmp_path / "b", aliases=file).aliases == {"automobile": "car"}
 
 
+def test_files_that_lie_beside_a_run_move_with_it(home, tmp_path, monkeypatch):
+    "The experiment names them from the folder in which it was started."
+    first, moved = tmp_path / "here", tmp_path / "there"
+    first.mkdir()
+    teacher = first / "photo.safetensors"
+    shutil.copy(home / "one" / "teachers" / "photo.safetensors", teacher)
+    (first / "aliases.json").write_text(json.dumps({"automobile": "car"}))
+    given = {"aliases": "here/aliases.json", "photo_teacher": "here/photo.safetensors"}
+    experiment_run(home, first / "two", **given)
+    first.rename(moved)
+    monkeypatch.chdir(home)
+    run = Run(moved / "two")
+    assert run.aliases == {"automobile": "car"}
+    assert (
+        run.teachers[Modality.PHOTO].classes == Run(home / "one").teachers[Modality.PHOTO].classes
+    )
+
+
 def test_a_tiny_run_is_opened_again_not_made_again(home, run):
     file = run.path / "encoders" / "photo.safetensors"
     before = file.stat().st_mtime_ns

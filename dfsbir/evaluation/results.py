@@ -54,7 +54,7 @@ METHODS = (  # in the order of tables: from floor to ceiling, then the fine-grai
     "strong",
     "full",
 )
-_METRIC = re.compile(r"mAP@all|Prec@\d+|Acc@\d+|mAP@(\d+)/min\(R,\1\)")
+_METRIC = re.compile(r"mAP@all|Prec@\d+|Acc@\d+|mAP@(\d+)/min\(R,\1\)|views")
 
 
 def _checked(row):
@@ -66,7 +66,8 @@ def _checked(row):
         )
     if not _METRIC.fullmatch(row["metric"]):
         raise ValueError(
-            f"unknown metric {row['metric']!r}: wanted mAP@all, Prec@k, Acc@k or mAP@k/min(R,k)"
+            f"unknown metric {row['metric']!r}: wanted mAP@all, Prec@k, Acc@k, mAP@k/min(R,k), "
+            "or views, which says how many the students saw"
         )
     if not math.isfinite(row["value"]):
         raise ValueError(

@@ -687,6 +687,8 @@ def merge(out: Path):
     for path in sorted(out.glob("*-*-*.csv")):
         with open(path, newline="") as f:
             rows += list(csv.DictReader(f))
+    if not rows:
+        sys.exit(f"no arm has ended in {out}: its .log files say why")
     with open(out / "results.csv", "w", newline="") as f:
         writer = csv.DictWriter(f, rows[0].keys(), lineterminator="\n")
         writer.writeheader()

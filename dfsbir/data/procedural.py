@@ -313,14 +313,13 @@ def procedural_images(
     modality: Modality,  # photos, or drawings alone
     n: int,  # objects
     size: int = 32,  # side in pixels
-    parts: int = 5,  # of an object, at most
     generator: torch.Generator | None = None,  # None: PyTorch's global random numbers
     device="cpu",  # where they are made
     pen: float | None = None,  # mean width of drawings' lines, share of the side; None: .028
 ) -> Tensor:  # (n,3|1,size,size) in [0,1]
     "Objects without a class in one modality, at the cost of one."
     rng = RandomSource(generator, device)
-    p = _parts(rng, n, parts)
+    p = _parts(rng, n, parts=5)
     if modality is Modality.PHOTO:
         return _render_photo(rng, p, size)
     return _render_sketch(rng, p, size, pen)

@@ -148,11 +148,9 @@ def test_files_that_lie_beside_a_run_move_with_it(home, tmp_path, monkeypatch):
     experiment_run(home, first / "two", **given)
     first.rename(moved)
     monkeypatch.chdir(home)
-    run = Run(moved / "two")
+    run, known = Run(moved / "two"), Run(home / "one")
     assert run.aliases == {"automobile": "car"}
-    assert (
-        run.teachers[Modality.PHOTO].classes == Run(home / "one").teachers[Modality.PHOTO].classes
-    )
+    assert run.teachers[Modality.PHOTO].classes == known.teachers[Modality.PHOTO].classes
 
 
 def test_a_tiny_run_is_opened_again_not_made_again(home, run):

@@ -436,13 +436,18 @@ def test_every_process_draws_objects_of_its_own(teachers, pairs, monkeypatch):
 
 
 def test_kept_views_have_objects_too_and_are_the_seeds(teachers, pairs):
-    made = [distiller(teachers, kept_views=12, objects=0.5, augment="none") for _ in range(2)]
-    for d in made:
+    changes = {"kept_views": 12, "augment": "none", "blend": 0.0}
+    first, again, plain = (distiller(teachers, objects=o, **changes) for o in (0.5, 0.5, 0.0))
+    for d in (first, again, plain):
         d.keep_views(filled(pairs))
         d.step_on_kept()
+    shown = {x.tobytes() for x in (255 * pairs.photo).round().byte().numpy()}
+    of_pairs = [x.tobytes() in shown for x in first.kept.images[Modality.PHOTO].numpy()]
+    assert of_pairs == 6 * [True] + 6 * [False]
     for m in MODALITIES:
-        assert torch.equal(*(d.kept.images[m] for d in made))
-        assert torch.equal(*(d.kept.logits[m] for d in made))
+        assert torch.equal(first.kept.images[m], again.kept.images[m])
+        assert torch.equal(first.kept.logits[m], again.kept.logits[m])
+        assert torch.equal(first.kept.images[m][:6], plain.kept.images[m][:6])
 
 
 def test_objects_have_no_class_for_proxies():

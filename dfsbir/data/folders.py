@@ -71,7 +71,7 @@ def gather_images(
     paths: Sequence,  # (N,) where each image came from
     on_error: str,  # "raise": stop at the first broken image; "skip": list it in .broken
     cached: bool | None,  # decode now and keep the bytes; None: yes if that takes under 1 GiB
-    workers: int = 0,  # processes that decode; 0: this one
+    workers: int | None = 0,  # processes that decode, see `decoding_workers`; 0: this one
     instances=None,  # (N,) number of the object shown
     broken: Sequence[tuple[str, str]] = (),  # (path, reason) of what was left out before
 ) -> ImageSet:
@@ -167,7 +167,7 @@ def read_folder(
     split: str | None = None,  # "train", "test", ... where the tree has such folders
     on_error: str = "raise",  # "raise": stop at the first broken image; "skip": list it in .broken
     cached: bool | None = None,  # decode now and keep the bytes; None: yes if under 1 GiB
-    workers: int = 0,  # processes that decode; 0: this one
+    workers: int | None = 0,  # processes that decode, see `decoding_workers`; 0: this one
 ) -> ImageSet:  # classes in alphabetical order, images in order of path
     "Images in class folders. Raises BrokenImage, FileNotFoundError, ValueError."
     modality = Modality(modality)

@@ -41,13 +41,16 @@ def read_image_folder(
     """
     drawings = holds_drawings(Path(root))
     if not drawings and pen is None:
-        return read_folder(root, modality, size, on_error=on_error)
+        return read_folder(root, modality, size, on_error=on_error, workers=None)
     if not drawings:
-        return _redrawn(read_folder(root, modality, max(size, 128), on_error=on_error), size, pen)
+        images = read_folder(root, modality, max(size, 128), on_error=on_error, workers=None)
+        return _redrawn(images, size, pen)
     if Modality(modality) is not Modality.SKETCH:
         raise ValueError(f"{root} holds QuickDraw's drawings; wanted photos in class folders")
     line = {} if pen is None else {"width": pen}
-    return read_quickdraw(root, size, None, DRAWINGS_PER_CLASS, on_error=on_error, **line)
+    return read_quickdraw(
+        root, size, None, DRAWINGS_PER_CLASS, on_error=on_error, workers=None, **line
+    )
 
 
 def folder_classes(

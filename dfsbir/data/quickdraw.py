@@ -220,7 +220,7 @@ def read_quickdraw(
     width: float = 0.03,  # of a line, as a share of the side (strokes only)
     on_error: str = "raise",  # "raise": stop at the first broken record; "skip": list it in .broken
     cached: bool | None = None,  # rasterise now and keep the bytes; None: yes if under 1 GiB
-    workers: int = 0,  # processes that rasterise; 0: this one
+    workers: int | None = 0,  # processes that rasterise, see `decoding_workers`; 0: this one
 ) -> ImageSet:  # sketches; paths are FILE:RECORD
     """QuickDraw as published (`full/raw`, `full/simplified`, `full/numpy_bitmap`).
 

@@ -37,8 +37,9 @@ def pretrained_encoder(
     fabric=None,  # Lightning Fabric; None: made from the config
 ) -> tuple[FineEncoder, float]:  # the encoder, and the seconds of its training
     "A net trained on unlabelled photos alone, or the one that another run has left."
-    pseudo = data.pseudo.digest() if data.pseudo else ""
-    marks = json.dumps([config.flat(), data.unlabelled.digest(), pseudo], sort_keys=True)
+    pseudo = data.pseudo.digest(workers=None) if data.pseudo else ""
+    unlabelled = data.unlabelled.digest(workers=None)
+    marks = json.dumps([config.flat(), unlabelled, pseudo], sort_keys=True)
     folder = Path(folder) / f"{name}-{hashlib.sha256(marks.encode()).hexdigest()[:8]}"
     file, seconds_file = folder / "encoders" / "last.safetensors", folder / "seconds.json"
     folder.mkdir(parents=True, exist_ok=True)

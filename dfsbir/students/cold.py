@@ -193,7 +193,7 @@ class ColdConfig(Config):
         0,
         ge=0,
         description="views that are made once, with the teachers' answers, and seen again and "
-        "again; 0: every view is new",
+        "again, never more than the run's steps draw; 0: every view is new",
     )
     batch: int = Field(256, ge=2, description="pairs a step")
     ema_decay: float = Field(0.99, ge=0, lt=1, description="of the weights' moving average")
@@ -470,9 +470,10 @@ class ColdDistiller:
         """
         if self._kept_of == buffer.added:
             return
-        n, batch, device = self.config.kept_views, self.config.batch, self.fabric.device
-        if not n:
+        if not self.config.kept_views:
             raise ValueError("this config keeps no views: set students.kept_views above 0")
+        batch, device = self.config.batch, self.fabric.device
+        n = min(self.config.kept_views, self.steps * batch)
         self.kept = None  # the old ones and the new ones need not fit at once
         seed = self.seed + 100003 * self.fabric.global_rank
         random = torch.Generator().manual_seed(seed)

@@ -154,7 +154,7 @@ def alternative_images(
     "Real images of other classes."
     if all(folders):
         found = [
-            read_folder(folder, m, data.size, on_error=data.broken)
+            read_folder(folder, m, data.size, on_error=data.broken, workers=None)
             for m, folder in zip(MODALITIES, folders)
         ]
         return [to_shared(d, [c for c in d.classes if plain_name(c) not in unseen]) for d in found]

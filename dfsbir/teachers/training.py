@@ -217,7 +217,7 @@ def train_teacher(
         **asdict(recipe),
         pretrained=pretrained,
         images=len(train),
-        manifest=data.digest(),
+        manifest=data.digest(workers),
     )
     teacher = Teacher(net, data.classes, normalizer, data.modality, card=card)
     teacher.history = history

@@ -295,6 +295,12 @@ def test_kept_views_are_the_seeds_and_touch_no_random_numbers(teachers, pairs):
     assert torch.equal(*states)
 
 
+def test_no_more_views_are_kept_than_the_steps_draw(teachers, pairs):
+    d = distiller(teachers, steps=3, kept_views=1000, batch=8)
+    d.keep_views(filled(pairs))
+    assert len(d.kept) == 24
+
+
 def test_without_kept_views_there_is_nothing_to_step_on(teachers):
     with pytest.raises(ValueError, match="call keep_views with the buffer"):
         distiller(teachers).step_on_kept()

@@ -10,7 +10,7 @@ from teachers.helpers import CLASSES, brightness_set, make_teacher, noise, tiny_
 
 from dfsbir.core.types import Normalizer
 from dfsbir.data.folders import read_folder
-from dfsbir.data.image_set import ImageSet
+from dfsbir.data.image_set import IMAGES_PER_WORKER, ImageSet
 from dfsbir.teachers.loading import load_teacher
 from dfsbir.teachers.nets import SmallNet
 from dfsbir.teachers.training import accuracy, learning_curve, train_teacher
@@ -74,8 +74,10 @@ def test_processes_that_decode_change_no_number(decoded):
     assert alone.digest() == quick(in_memory, batch_size=8).digest()
 
 
-def test_half_of_the_processors_decode_and_none_where_images_are_in_memory(decoded):
-    assert decoded.loader(workers=None).num_workers == (os.cpu_count() or 1) // 2
+def test_half_of_the_processors_decode_where_there_are_many_images_in_files(decoded):
+    many = decoded.take([0] * IMAGES_PER_WORKER * 64)
+    assert many.loader(workers=None).num_workers == min((os.cpu_count() or 1) // 2, 64)
+    assert decoded.loader(workers=None).num_workers == 0
     assert decoded.with_pixels(decoded.images()).loader(workers=2).num_workers == 0
 
 

@@ -7,7 +7,9 @@ __all__ = ['flatten_beziers', 'PolylineDistance', 'Strokes', 'draw_strokes', 'sp
 
 # %% ../../nbs/05_inversion/00_strokes.ipynb #8d80dfda
 import math
+import warnings
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -73,14 +75,86 @@ def _gradient_sums(rate: Tensor, *parts: Tensor) -> Tensor:  # (4,M,P)
     return torch.stack([*of_nu, *of_tau_nu])
 
 
-def _polylines_at_once(lines: Tensor, size: int) -> int:
+def _polylines_at_once(half: Tensor, size: int) -> int:
     "So many fit into the processor's cache or the graphics card's memory; at least one in 32."
-    if lines.is_cuda:
-        pixels = torch.cuda.get_device_properties(lines.device).total_memory // 256
+    if half.is_cuda:
+        pixels = torch.cuda.get_device_properties(half.device).total_memory // 256
     else:
         pixels = 2**19 * torch.get_num_threads()
-    pixels_each = (lines.shape[1] - 1) * size * size
-    return max(1, pixels // pixels_each, math.ceil(len(lines) / 32))
+    pixels_each = half.shape[1] * size * size
+    return max(1, pixels // pixels_each, math.ceil(len(half) / 32))
+
+
+def _corner_gradients(axes: tuple, sums: Tensor) -> Tensor:  # (M,P+1,2)
+    "Gradients of the corners of each polyline, from `_gradient_sums` of its segments."
+    across, along, tau_across, tau_along = sums[..., None]
+    direction = axes[1]
+    normal = torch.stack([-direction[..., 1], direction[..., 0]], -1)
+    of_nu = across * normal + along * direction
+    of_tau_nu = tau_across * normal + tau_along * direction
+    lines, pieces = direction.shape[:2]
+    out = direction.new_zeros(lines, pieces + 1, 2)
+    out[:, :-1] -= (of_nu - of_tau_nu) / 2
+    out[:, 1:] -= (of_nu + of_tau_nu) / 2
+    return out
+
+
+def _plain_distance(axes: tuple, size: int) -> Tensor:  # (M,size,size)
+    "`_nearest_distance` of all polylines, as many at a time as fit."
+    n = _polylines_at_once(axes[2], size)
+    parts = (part.split(n) for part in _column_row_parts(axes, size))
+    return torch.cat([_nearest_distance(*some) for some in zip(*parts)])
+
+
+def _plain_sums(axes: tuple, rate: Tensor) -> Tensor:  # (4,M,P)
+    "`_gradient_sums` of all polylines, as many at a time as fit."
+    size = rate.shape[-1]
+    n = _polylines_at_once(axes[2], size)
+    parts = (part.split(n) for part in (rate, *_column_row_parts(axes, size)))
+    return torch.cat([_gradient_sums(*some) for some in zip(*parts)], 1)
+
+# %% ../../nbs/05_inversion/00_strokes.ipynb #4eedc4c0
+def _check_kernels(kernels, device: str):
+    "Raises AssertionError where the fused programs give anything but the plain operations do."
+    corners = torch.arange(36.0, device=device).mul(1.7).sin().view(2, 9, 2) / 2 + 0.5
+    axes = _axes(corners)
+    distance = _plain_distance(axes, 24)
+    close = {"rtol": 1e-4, "atol": 1e-4}
+    torch.testing.assert_close(kernels.nearest_distance(axes, 24), distance, **close)
+    rate = distance * (9 * distance).cos()  # no gradient where a line runs through a pixel
+    found, wanted = (
+        _corner_gradients(axes, sums(axes, rate)) for sums in (kernels.gradient_sums, _plain_sums)
+    )
+    torch.testing.assert_close(found, wanted, **close)
+
+
+@lru_cache(1)
+def _kernels():
+    "The module of the fused programs; None where there is no Triton, or they fail the test."
+    try:
+        from . import stroke_kernels
+    except ImportError:
+        return None
+    waits = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("default")  # this once the device is waited for
+    try:
+        _check_kernels(stroke_kernels, "cuda")
+    except Exception as e:  # whatever a compiler or a driver raises
+        reason = next(iter(str(e).splitlines()), "")
+        warnings.warn(
+            "strokes are drawn by plain operations, slower and with more memory, because their "
+            f"Triton programs do not work here ({type(e).__name__}: {reason})",
+            stacklevel=2,
+        )
+        return None
+    finally:
+        torch.cuda.set_sync_debug_mode(waits)
+    return stroke_kernels
+
+
+def _fused(lines: Tensor):
+    "The module of the fused programs where they serve these lines, else None."
+    return _kernels() if lines.is_cuda and lines.dtype == torch.float32 else None
 
 # %% ../../nbs/05_inversion/00_strokes.ipynb #2b4d7b49
 class PolylineDistance(torch.autograd.Function):
@@ -89,27 +163,16 @@ class PolylineDistance(torch.autograd.Function):
     @staticmethod
     def forward(ctx, lines, size):
         ctx.save_for_backward(lines)
-        n = _polylines_at_once(lines, size)
-        parts = (part.split(n) for part in _column_row_parts(_axes(lines), size))
-        return torch.cat([_nearest_distance(*some) for some in zip(*parts)])
+        distance = fused.nearest_distance if (fused := _fused(lines)) else _plain_distance
+        return distance(_axes(lines), size)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         (lines,) = ctx.saved_tensors
-        axes, size = _axes(lines), grad.shape[-1]
-        n = _polylines_at_once(lines, size)
-        parts = (part.split(n) for part in (grad, *_column_row_parts(axes, size)))
-        sums = torch.cat([_gradient_sums(*some) for some in zip(*parts)], 1)
-        across, along, tau_across, tau_along = sums[..., None]
-        direction = axes[1]
-        normal = torch.stack([-direction[..., 1], direction[..., 0]], -1)
-        of_nu = across * normal + along * direction
-        of_tau_nu = tau_across * normal + tau_along * direction
-        out = torch.zeros_like(lines)
-        out[:, :-1] -= (of_nu - of_tau_nu) / 2
-        out[:, 1:] -= (of_nu + of_tau_nu) / 2
-        return out, None
+        axes = _axes(lines)
+        sums = fused.gradient_sums if (fused := _fused(lines)) else _plain_sums
+        return _corner_gradients(axes, sums(axes, grad)), None
 
 # %% ../../nbs/05_inversion/00_strokes.ipynb #fc2f5c4d
 class _InkProduct(torch.autograd.Function):

@@ -130,6 +130,7 @@ def _fetch(what: str, download):
 _OWN = {
     "small": SmallNet,
     "grey": partial(SmallNet, channels=1),
+    "wide": partial(SmallNet, widths=(32, 64, 128, 256)),
     "medium": partial(SmallNet, widths=(48, 96, 192, 384)),
     "deep": partial(SmallNet, widths=(16, 32, 64, 128, 256)),
     "plain": PlainNet,

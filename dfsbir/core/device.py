@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['capture', 'seed_everything', 'rng_state', 'set_rng_state', 'fork_rng', 'make_fabric', 'release_memory', 'step_all',
-           'unscale_gradients']
+           'unscale_gradients', 'restore_optimizer']
 
 # %% ../../nbs/00_core/01_device.ipynb #e34939dc
 import ctypes
@@ -162,3 +162,15 @@ def unscale_gradients(
     scaler = _loss_scaler(fabric)
     if scaler is not None:
         scaler.unscale_(getattr(optimizer, "optimizer", optimizer))
+
+# %% ../../nbs/00_core/01_device.ipynb #a668d3cc
+def restore_optimizer(
+    optimizer,  # as Fabric set it up, or plain
+    state: dict,  # what its `state_dict` gave, as a checkpoint has kept it
+):
+    "Loads the state of an optimiser, each tensor in the memory format of its weight."
+    optimizer.load_state_dict(state)
+    for weight, values in getattr(optimizer, "optimizer", optimizer).state.items():
+        for name, value in values.items():
+            if torch.is_tensor(value) and value.shape == weight.shape:
+                values[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)

@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ..core.config import Config
+from ..data.augment import sampling_grid
 
 # %% ../../nbs/09_finegrained/01_structure.ipynb #5e8f9b31
 class Structure(Config):
@@ -44,7 +45,7 @@ class Structure(Config):
             numbers = torch.rand(len(x), *shape, generator=generator) * 2 - 1
             return (numbers * most * strength).to(x.device)
 
-        grid = F.affine_grid(self._maps(uniform), list(x.shape), align_corners=False)
+        grid = sampling_grid(self._maps(uniform), x)
         if self.bend:
             displacement = uniform(2 * self.bend, 2, 4, 4)
             displacement = F.interpolate(

@@ -13,7 +13,13 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..core.device import make_fabric, rng_state, seed_everything, set_rng_state
+from dfsbir.core.device import (
+    make_fabric,
+    restore_optimizer,
+    rng_state,
+    seed_everything,
+    set_rng_state,
+)
 from ..core.run_folder import RunFolder
 from ..data.image_set import ImageSet
 from .averaging import WeightAverage
@@ -173,7 +179,7 @@ class FineGrained:
     ):
         "Goes on from a state."
         self.learner.load_state_dict(state["learner"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        restore_optimizer(self.optimizer, state["optimizer"])
         self.views.load_state_dict(state["views"])
         set_rng_state(state["rng"])
         if state.get("scaler"):  # of the loss, under 16-mixed

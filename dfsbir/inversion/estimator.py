@@ -13,7 +13,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from ..core.device import step_all
+from ..core.device import restore_optimizer, step_all
 from ..core.types import MODALITIES, Modality, PairBatch
 from .generators import Generator
 from ..losses.weighted_sum import WeightedLoss
@@ -221,4 +221,4 @@ class PairEstimator:
         self.random.set_state(state["random"])
         for m in MODALITIES:
             self.generators[m].load_state_dict(state[m.value]["generator"])
-            self.optimisers[m].load_state_dict(state[m.value]["optimiser"])
+            restore_optimizer(self.optimisers[m], state[m.value]["optimiser"])

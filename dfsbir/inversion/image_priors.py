@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..data.augment import sampling_grid
+
 # %% ../../nbs/05_inversion/06_image_priors.ipynb #de156a83
 def roll_flip(
     x: Tensor,  # (N,C,H,W)
@@ -39,7 +41,7 @@ def random_crop(
     zero = torch.zeros_like(side)
     across = torch.stack([side, zero, shift[0]], 1)
     down = torch.stack([zero, side, shift[1]], 1)
-    grid = F.affine_grid(torch.stack([across, down], 1), list(x.shape), align_corners=False)
+    grid = sampling_grid(torch.stack([across, down], 1), x)
     return F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
 
 # %% ../../nbs/05_inversion/06_image_priors.ipynb #4ce01f36

@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from ..core.config import Config
-from ..core.device import step_all
+from ..core.device import restore_optimizer, step_all
 from ..core.types import MODALITIES, Modality, PairBatch
 from .generators import RenewedGenerator
 from dfsbir.inversion.image_priors import (
@@ -533,7 +533,7 @@ def _restore_side(side: PyramidSide, state: dict | None, device):
     if state is None:
         return
     side.restart([grid.to(device) for grid in state["grids"]])
-    side.optimizer.load_state_dict(state["optimizer"])
+    restore_optimizer(side.optimizer, state["optimizer"])
     side.target = state["target"].to(device)
     side.drawn = dict(state["drawn"])
     if side.prior is not None and state["past"] is not None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..core.config import Config
-from ..core.device import fork_rng, make_fabric, unscale_gradients
+from ..core.device import fork_rng, make_fabric, restore_optimizer, unscale_gradients
 from ..core.types import MODALITIES, Modality, Normalizer, PairBatch
 from ..data.augment import augment_batch
 from ..data.procedural import procedural_images
@@ -557,5 +557,6 @@ class ColdDistiller:
     ):
         "Restores the state of a distiller of the same students."
         self.steps_done = state["steps_done"]
-        for name in ("students", "averaged", "optimizer"):
+        for name in ("students", "averaged"):
             getattr(self, name).load_state_dict(state[name])
+        restore_optimizer(self.optimizer, state["optimizer"])

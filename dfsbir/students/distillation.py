@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ..core.device import make_fabric
+from ..core.device import make_fabric, restore_optimizer
 from ..core.types import MODALITIES, Modality, PairBatch
 from ..data.augment import shift_flip
 from ..losses.metric import QueueContrast, consistency_loss, infonce_loss, proxy_anchor_loss
@@ -229,11 +229,11 @@ class Distiller:
             *zip(self.averaged.parameters(), self.students.parameters(), strict=True),
             *zip(self.averaged.buffers(), self.students.buffers(), strict=True),
         ]  # proxies that both students share occur once
-        for kept, now in pairs:
-            if kept.is_floating_point():
-                kept.lerp_(now, weight)
-            else:
-                kept.copy_(now)
+        averages = [(kept, now) for kept, now in pairs if kept.is_floating_point()]
+        counts = [(kept, now) for kept, now in pairs if not kept.is_floating_point()]
+        torch._foreach_lerp_(*map(list, zip(*averages)), weight)
+        if counts:
+            torch._foreach_copy_(*map(list, zip(*counts)))
 
     @torch.no_grad()
     def calibrate(
@@ -290,12 +290,13 @@ class Distiller:
         return getattr(self.averaged, modality).predict_log_probs(x)[1]
 
     def _parts(self) -> list[str]:
-        parts = ["students", "averaged", "queue", "optimizer", "schedule"]
+        parts = ["students", "averaged", "queue", "schedule"]
         return parts + (["start"] if self.start is not None else [])
 
     def state_dict(self) -> dict:
         "All that training has changed; with the random state it resumes exactly."
         state = {name: getattr(self, name).state_dict() for name in self._parts()}
+        state["optimizer"] = self.optimizer.state_dict()
         return {**state, "steps_done": self.steps_done}
 
     def load_state_dict(
@@ -304,5 +305,6 @@ class Distiller:
     ):
         "Puts back a state of a distiller of the same students."
         self.steps_done = state["steps_done"]
+        restore_optimizer(self.optimizer, state["optimizer"])
         for name in self._parts():
             getattr(self, name).load_state_dict(state[name])

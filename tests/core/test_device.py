@@ -6,10 +6,12 @@ from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision
 from torch import nn
 
+from dfsbir.core.checkpoint import load_state, save_state
 from dfsbir.core.device import (
     capture,
     fork_rng,
     make_fabric,
+    restore_optimizer,
     rng_state,
     seed_everything,
     step_all,
@@ -108,3 +110,33 @@ def test_gradients_are_clipped_at_their_true_size():
     nn.utils.clip_grad_norm_([weight], 5.0)
     step_all(fabric, [optimizer])
     assert weight.item() == 0.75
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW])
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_restored_optimiser_makes_the_steps_of_the_first(tmp_path, kind, fused):
+    "Also of weights whose memory format a checkpoint does not keep."
+
+    def made():
+        torch.manual_seed(0)
+        net = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+        return net, kind(net.parameters(), 0.1, fused=fused)
+
+    def step(net, optimizer):
+        net(
+            torch.rand(2, 3, 5, 5, generator=torch.Generator().manual_seed(1))
+        ).sin().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    first, second = made(), made()
+    step(*first)
+    save_state(tmp_path / "net.safetensors", first[0].state_dict())
+    save_state(tmp_path / "optimizer.safetensors", first[1].state_dict())
+    second[0].load_state_dict(load_state(tmp_path / "net.safetensors"))
+    restore_optimizer(second[1], load_state(tmp_path / "optimizer.safetensors"))
+    step(*first)
+    step(*second)
+    assert torch.equal(first[0].weight, second[0].weight)
+    for weight, values in second[1].state.items():
+        assert values["exp_avg"].stride() == weight.stride()

@@ -85,6 +85,14 @@ def test_a_stopped_run_ends_like_an_uninterrupted_one(teachers, tmp_path, stop):
     assert encoders["photo"](torch.rand(2, 3, 16, 16)).shape == (2, 64)
 
 
+def test_a_stopped_run_goes_on_with_a_fused_optimiser(teachers, tmp_path, monkeypatch):
+    "As graphics cards get one: it wants momenta that lie in memory as the weights do."
+    sgd = torch.optim.SGD
+    fused = lambda *args, **options: sgd(*args, **{**options, "fused": True})  # noqa: E731
+    monkeypatch.setattr(torch.optim, "SGD", fused)
+    assert_resumes(teachers, small(**{"logging.save_every": 1}), 7, tmp_path)
+
+
 @pytest.mark.parametrize("stop", [6, 13])
 def test_a_stopped_run_makes_the_same_views_again(teachers, tmp_path, stop):
     "In the first round and in the second, whose buffer holds more pairs."

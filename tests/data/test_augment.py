@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dfsbir.data.augment import augment_batch, shift_flip
+from dfsbir.data.augment import augment_batch, sampling_grid, shift_flip
 
 
 @pytest.mark.parametrize("modality", ["photo", "sketch"])
@@ -50,3 +50,15 @@ def test_strokes_become_thinner_and_thicker():
     inks = [(1 - augment_batch(line, "sketch", g)).sum((1, 2, 3)) for g in generators]
     ink = torch.cat(inks)
     assert ink.min() < 55 and ink.max() > 80
+
+
+@pytest.mark.parametrize("modality", ["photo", "sketch"])
+def test_mixed_precision_moves_no_pixel(modality):
+    x = torch.rand(4, 3 if modality == "photo" else 1, 96, 96).round()
+    wanted = augment_batch(x, modality, torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = augment_batch(x, modality, torch.Generator().manual_seed(0))
+        identity = sampling_grid(torch.eye(2, 3)[None], x[:1])
+    assert torch.equal(found, wanted)
+    columns = ((identity[0, 0, :, 0] + 1) * 96 - 1) / 2
+    torch.testing.assert_close(columns, torch.arange(96.0), atol=1e-4, rtol=0)

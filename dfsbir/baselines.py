@@ -186,6 +186,11 @@ def data_dependent(
     fabric: Fabric | None = None,  # None: made from the config
 ) -> CrossX:
     "The ceiling: the students of a config, taught on real training images."
+    if labels and config.students.kind == "cold":
+        raise ValueError(
+            "cold students learn what the teachers say of their views, and from no label: "
+            "leave labels=True out, or set students.kind to targets"
+        )
     touch_training_data("the data-dependent ceiling")
     both = photo_teacher, sketch_teacher
     fabric, _, class_map = _placed(*both, config, aliases, fabric)
@@ -333,25 +338,16 @@ def _needs_estimates(method: str, config: CrossXConfig):
 def uni_modal(config: CrossXConfig) -> CrossXConfig:
     "The config of two data-free distillations that share only the names of their classes."
     _needs_estimates("uni-modal", config)
-    if config.pairs.kind == "pyramid":
-        return config.changed(
-            {
-                "pairs.loss.align": 0.0,
-                "pairs.loss.modality": 0.0,
-                "pairs.loss.adversarial": 0.0,
-                "pairs.guidance": None,
-                "students.proxy_anchor": 0.0,
-            }
-        )
+    apart = {f"pairs.loss.{name}": 0.0 for name in ("align", "modality", "adversarial")}
+    apart["pairs.guidance"] = None
+    if config.students.kind == "cold":
+        return config.changed(apart, {"students.proxy_anchor": 0.0})
     head = {}
     if config.students.head.kind != "posterior":
         head = {"students.head.kind": "posterior", "students.head.temperature": 1.0}
     return config.changed(
+        apart,
         {
-            "pairs.loss.align": 0.0,
-            "pairs.loss.modality": 0.0,
-            "pairs.loss.adversarial": 0.0,
-            "pairs.guidance": None,
             "students.loss.consistency": config.students.loss.consistency or 1.0,
             "students.loss.proxy_anchor": 0.0,
             "students.loss.contrast": 0.0,
@@ -365,8 +361,10 @@ def meta_data(config: CrossXConfig) -> CrossXConfig:
     "The config of students taught on images with the teachers' batch-norm statistics."
     _needs_estimates("meta-data", config)
     if config.pairs.kind == "pyramid":
-        terms = {f"pairs.loss.{name}": 0.0 for name in ("class_", "align", "modality")}
-        return config.changed(terms, {"pairs.loss.adversarial": 0.0, "pairs.guidance": None})
+        terms = [f"pairs.loss.{name}" for name in ("class_", "align", "modality", "adversarial")]
+        cold = config.students.kind == "cold"
+        terms.append("students.proxy_anchor" if cold else "students.loss.proxy_anchor")
+        return config.changed(dict.fromkeys(terms, 0.0), {"pairs.guidance": None})
     kept = {"bn": config.pairs.loss.bn or 1.0, "total_variation": config.pairs.loss.total_variation}
     names = [n for n, v in config.pairs.loss if isinstance(v, float)]
     return config.changed(

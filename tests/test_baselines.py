@@ -229,6 +229,12 @@ def test_labels_as_targets(pair, real):
         assert distances(batch.of(m), real[m]).min(1)[0].max() == 0, "none is a blend"
 
 
+def test_cold_students_learn_from_no_label(pair, real):
+    c = config({"students.kind": "cold"})
+    with pytest.raises(ValueError, match="labels=True"):
+        data_dependent(*pair.values(), c, *real.values(), labels=True)
+
+
 def test_same_seed_same_ceiling(pair, real):
     first, again, other = (
         data_dependent(*pair.values(), config(seed=s), *real.values())
@@ -503,6 +509,20 @@ def test_meta_data_has_statistics_alone():
     assert {k for k, v in c.pairs.loss.weights().items() if v} == {"bn", "total_variation"}
     assert not c.pairs.conditioned and c.students == config().students
     assert meta_data(CrossXConfig.preset("paper")).pairs.loss.bn == 1.0
+
+
+@pytest.mark.parametrize("make", [uni_modal, meta_data])
+@pytest.mark.parametrize("pairs, students", [("estimates", "cold"), ("pyramid", "targets")])
+def test_distillations_of_other_students_than_the_presets(make, pairs, students):
+    preset = "dfsbir" if pairs == "estimates" else "cold"
+    c = make(CrossXConfig.preset(preset, {"students.kind": students}))
+    assert (c.pairs.kind, c.students.kind) == (pairs, students)
+    assert not (c.pairs.loss.align or c.pairs.loss.adversarial)
+
+
+def test_labels_that_no_class_term_ties_to_pictures_teach_nothing():
+    c = meta_data(CrossXConfig.preset("cold", {"students.proxy_anchor": 1.0}))
+    assert (c.pairs.loss.class_, c.students.proxy_anchor) == (0.0, 0.0)
 
 
 @pytest.mark.parametrize("make", [uni_modal, meta_data])

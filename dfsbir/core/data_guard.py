@@ -24,8 +24,9 @@ class DataFreeViolation(RuntimeError):
 DATA_SUFFIXES = frozenset(
     [".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".heic", ".heif", ".jp2"]
     + [".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"]
-    + [".npy", ".npz", ".ndjson", ".h5", ".hdf5", ".parquet", ".arrow", ".tfrecord", ".lmdb"]
-    + [".zip", ".tar", ".tgz"]
+    + [".svg", ".npy", ".npz", ".ndjson", ".h5", ".hdf5", ".mat", ".pkl", ".pickle"]
+    + [".parquet", ".arrow", ".tfrecord", ".lmdb"]
+    + [".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z"]
 )
 
 
@@ -89,8 +90,10 @@ threading.Thread.start = _remember_guards(threading.Thread.start)
 def _is_reading(mode, flags):
     "Whether an `open` event is for reading; `os.open` reports flags alone."
     if mode is not None:
-        return not set(mode) & set("wax")
-    return not (flags or 0) & (os.O_WRONLY | os.O_RDWR)
+        return not set(mode) & set("wx") and ("a" not in mode or "+" in mode)
+    flags = flags or 0
+    begins_empty = flags & (os.O_TRUNC | os.O_EXCL)
+    return not flags & os.O_WRONLY and not (flags & os.O_RDWR and begins_empty)
 
 
 # The defaults keep what the hook needs alive: it is still called while Python shuts down.

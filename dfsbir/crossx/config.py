@@ -204,7 +204,7 @@ class PyramidWeights(LossWeights):
     )
     modality: float = Field(0.0, ge=0, description="L_modal; needs guidance")
     adversarial: float = Field(
-        0.0, ge=0, description="L_adv where teacher and student agree, from the second round on"
+        0.0, ge=0, description="L_adv where teacher and student agree; students learn by rounds"
     )
 
 
@@ -233,6 +233,16 @@ class PyramidPairsConfig(Config):
     def kept(self) -> int:
         "How often a batch is kept: at every snapshot, and drawn again."
         return len(self.snapshots) + self.sketch.redraws
+
+    @model_validator(mode="after")
+    def _snapshots_are_of_different_steps(self):
+        kept_at = [max(1, round(share * self.steps)) for share in self.snapshots]
+        if len(set(kept_at)) < len(kept_at):
+            raise ValueError(
+                f"snapshots fall on the same step: of {self.steps} steps {list(self.snapshots)} "
+                f"are numbers {kept_at}; take fewer snapshots, or more steps"
+            )
+        return self
 
     @model_validator(mode="after")
     def _guidance_and_its_term_come_together(self):
@@ -548,10 +558,15 @@ class CrossXConfig(Config):
 
     def plan(self) -> list[str]:
         "The whole run as a list of actions: 'synthesize', 'fill', 'distill'."
-        warmup = ["synthesize"] * self.pairs.warmup_steps
-        if self.pairs.kind == "pyramid":
-            one_round = ["synthesize"] * self.pairs.steps_for(self.schedule.new_pairs)
-        else:
-            one_round = ["synthesize"] * self.pairs.synthesis_steps
-        one_round += ["fill"] + ["distill"] * self.schedule.distill_steps
-        return warmup + one_round * self.schedule.rounds
+        plan = ["synthesize"] * self.pairs.warmup_steps
+        for steps in self._synthesis_steps():
+            plan += ["synthesize"] * steps + ["fill"] + ["distill"] * self.schedule.distill_steps
+        return plan
+
+    def _synthesis_steps(self) -> list[int]:
+        "Steps of each round; pairs that the last batch of a round leaves over serve the next one."
+        pairs, n = self.pairs, self.schedule.new_pairs
+        if pairs.kind != "pyramid":
+            return [pairs.synthesis_steps] * self.schedule.rounds
+        until = [pairs.steps_for(k * n) for k in range(self.schedule.rounds + 1)]
+        return [b - a for a, b in zip(until, until[1:])]

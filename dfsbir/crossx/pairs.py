@@ -54,7 +54,7 @@ def classify_pairs(
 ) -> Tensor:  # (N,) long, on the device
     "The class on which both teachers agree most: the largest product of their posteriors."
     logs = [
-        class_map.posteriors(teachers[m](batch.of(m), bn=False).logits, m).log() for m in MODALITIES
+        class_map.log_posteriors(teachers[m](batch.of(m), bn=False).logits, m) for m in MODALITIES
     ]
     return sum(logs).argmax(1)
 
@@ -179,7 +179,7 @@ class ProceduralPairs:
                 resized = F.interpolate(
                     objects.of(m), (size, size), mode="bilinear", antialias=True
                 )
-                setattr(objects, m, resized)
+                setattr(objects, m, resized.clamp(0, 1))
         return objects
 
     def sample(self, n: int) -> PairBatch:  # n pairs, on the device

@@ -54,6 +54,11 @@ def take_pairs(
             "pairs can be taken over where estimates are made in one round; found "
             f"pairs.kind {config.pairs.kind!r} and schedule.rounds {config.schedule.rounds}"
         )
+    if config.pairs.loss.adversarial:
+        raise ValueError(
+            "with pairs.loss.adversarial above 0 pictures depend on the students, so another run's "
+            f"cannot be taken over; found {config.pairs.loss.adversarial:g}"
+        )
     file = other / "checkpoints" / "last.safetensors"
     if not file.is_file() or not (other / "config.json").is_file():
         raise FileNotFoundError(f"{other} is no run with pairs: wanted config.json and {file.name}")

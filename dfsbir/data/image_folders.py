@@ -24,7 +24,7 @@ def _redrawn(images: ImageSet, size: int, pen: float) -> ImageSet:
     "The drawings with lines of this width, at this side."
     pixels = redraw_set(images, pen).images()
     pixels = F.interpolate(pixels, (size, size), mode="bilinear", antialias=True)
-    return images.with_pixels(pixels)
+    return images.with_pixels(pixels.clamp(0, 1))  # white paper may come out a little above 1
 
 
 def read_image_folder(

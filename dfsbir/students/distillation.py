@@ -19,7 +19,7 @@ from ..data.augment import shift_flip
 from ..losses.metric import QueueContrast, consistency_loss, infonce_loss, proxy_anchor_loss
 from ..losses.weighted_sum import WeightedLoss
 from .encoder import Encoder
-from .heads import FeatureHead, JointHead
+from .heads import FeatureHead, JointHead, PosteriorHead
 from .intermediate import IntermediateHead
 from ..teachers.class_map import ClassMap
 from ..teachers.teacher import Teacher
@@ -286,8 +286,12 @@ class Distiller:
         modality: Modality,
         x: Tensor,  # (N,C,H,W) canonical
     ) -> Tensor:  # (N,K)
-        "The averaged student's log posteriors, for the adversary of the estimators."
-        return getattr(self.averaged, modality).predict_log_probs(x)[1]
+        "The averaged student's logits but for a constant, for the adversary of the estimators."
+        encoder = getattr(self.averaged, modality)
+        log_posteriors = encoder.predict_log_probs(x)[1]
+        if isinstance(encoder.head, PosteriorHead):  # which has divided them by its temperature
+            return log_posteriors * encoder.head.temperature
+        return log_posteriors
 
     def _parts(self) -> list[str]:
         parts = ["students", "averaged", "queue", "schedule"]

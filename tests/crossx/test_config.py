@@ -24,6 +24,13 @@ def test_the_plan_has_every_phase():
     assert CrossXConfig.preset("open").plan() == ["fill"] + ["distill"] * 1000
 
 
+def test_pairs_that_a_batch_leaves_over_serve_the_next_round():
+    changes = {"pairs.steps": 3, "pairs.batch": 8, "schedule.new_pairs": 10, "schedule.rounds": 4}
+    plan = CrossXConfig.preset("cold", {**changes, "schedule.distill_steps": 1}).plan()
+    rounds = " ".join(plan).split("distill")[:-1]
+    assert [r.split().count("synthesize") for r in rounds] == [6, 3, 3, 3]  # 16, 24, 32, 40 pairs
+
+
 @pytest.mark.parametrize(
     "name, value",
     [
@@ -122,6 +129,7 @@ def test_a_preset_that_does_not_exist():
         ("paper", {"pairs.loss.modality": 0.0}, "guidance"),
         ("paper", {"pairs.guidance.kind": "folders"}, "pairs.guidance.photos"),
         ("dfsbir", {"students.loss.infonce": 1.0}, "infonce"),
+        ("cold", {"pairs.steps": 2, "pairs.snapshots": (0.9, 1.0)}, "numbers \\[2, 2\\]"),
         ("dfsbir", {"students.loss.consistency": 0.0}, "students.loss"),
         ("open", {"students.loss.proxy_anchor": 1.0}, "proxy_anchor"),
         ("dfsbir", {**INTERMEDIATE}, "pairs.kind"),

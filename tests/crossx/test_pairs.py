@@ -59,6 +59,17 @@ def test_the_class_of_a_pair_against_a_slow_loop():
     assert classify_pairs(batch, teachers, class_map).tolist() == wanted
 
 
+def test_the_class_of_a_pair_on_which_sure_teachers_disagree():
+    "Every product of posteriors is 0 in single precision."
+    logits = [[0.0, 0.0, 300.0, 180.0], [0.0, 0.0, 180.0, 300.5]]
+    teachers = {
+        m: lambda x, bn, row=row: SimpleNamespace(logits=torch.tensor([row]))
+        for m, row in zip(MODALITIES, logits)
+    }
+    class_map = align_classes("abcd", "abcd")
+    assert classify_pairs(procedural().sample(1), teachers, class_map).tolist() == [3]
+
+
 @pytest.mark.parametrize("kind, made", [("stroke", StrokeGenerator), ("pixel", PixelGenerator)])
 def test_generators_are_those_of_the_config(kind, made):
     config = CONFIGS["dfsbir"].changed({"pairs.sketch.kind": kind, "pairs.sketch.size": 20})

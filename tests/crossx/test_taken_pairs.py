@@ -111,6 +111,8 @@ def test_what_has_no_pairs_to_give(tmp_path):
         take_pairs(build_crossx(*teachers(), config()), tmp_path)
     with pytest.raises(ValueError, match="rounds 2"):
         take_pairs(build_crossx(*teachers(), config(**{"schedule.rounds": 2})), tmp_path)
+    with pytest.raises(ValueError, match="depend on the students"):
+        take_pairs(build_crossx(*teachers(), config(**{"pairs.loss.adversarial": 1.0})), tmp_path)
 
 
 def test_a_run_that_stopped_before_its_pairs_were_ready(tmp_path):

@@ -54,3 +54,11 @@ def test_drawings_of_one_pen(tmp_path):
         assert images.size == 64 and abs(measure_pen(images.images()).item() - 0.06) < 0.01
     with pytest.raises(ValueError, match="photo"):
         read_image_folder(tmp_path / "pictures", "photo", 64, pen=0.06)
+
+
+@pytest.mark.parametrize("size", [28, 32, 56, 96])
+def test_white_paper_stays_white_at_any_side(tmp_path, size):
+    (tmp_path / "cat").mkdir()
+    Image.new("L", (140, 120), 255).save(tmp_path / "cat" / "1.png")
+    images = read_image_folder(tmp_path, "sketch", size, pen=0.053)
+    assert images.size == size and (images.images() == 1).all()

@@ -16,8 +16,12 @@ from dfsbir.core.checkpoint import load_state, save_state
 from dfsbir.core.types import MODALITIES, Modality
 from dfsbir.data.augment import shift_flip
 from dfsbir.data.procedural import procedural_objects
+from dfsbir.inversion.image_priors import agreed_adversary
 from dfsbir.losses.weighted_sum import NonFiniteTerm
 from dfsbir.students.distillation import Distiller, teacher_targets, with_targets
+from dfsbir.students.encoder import encoder_from_teacher
+from dfsbir.students.heads import MetricSpace
+from dfsbir.teachers.class_map import align_classes
 
 
 def shifts(image, k):
@@ -167,3 +171,17 @@ def test_the_heads_rate_is_the_heads_alone(teachers):
     of_net = max(v for k, v in moved.items() if k.startswith("net"))
     assert moved["head.shape.weight"] == pytest.approx(1e-2, rel=0.01)
     assert of_net == pytest.approx(1e-3, rel=0.01)
+
+
+def test_an_adversary_finds_nothing_in_a_copy_of_the_teacher(teachers):
+    "Whatever the temperature of the posterior in the embedding."
+    photo = teachers[Modality.PHOTO]
+    own = align_classes(photo.classes, photo.classes)
+    space = MetricSpace.random(len(own.classes), 8)
+    copies = [
+        encoder_from_teacher(t, own, space, spec(temperature=0.5), flip_tta=False)
+        for t in (photo, photo)
+    ]
+    d, x = Distiller(*copies, {"consistency": 1.0}), noise_pairs().photo
+    asked, answer = own.shared_logits(photo(x).logits, "photo"), d.predict_logits("photo", x)
+    assert abs(agreed_adversary(5 * asked, 5 * answer).item()) < 1e-6

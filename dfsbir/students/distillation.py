@@ -153,7 +153,8 @@ class Distiller:
         self.wise_ft_alpha = wise_ft_alpha
         self.steps_done = 0
         students = Students(photo, sketch)
-        optimizer = optimizer(_parameter_groups(students, lr, head_lr))
+        fused = {"fused": True} if self.fabric.device.type == "cuda" else {}  # one kernel a group
+        optimizer = optimizer(_parameter_groups(students, lr, head_lr), **fused)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer,
             lambda step: 0.5 + 0.5 * math.cos(math.pi * min(step / max(steps, 1), 1.0)),

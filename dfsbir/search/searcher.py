@@ -52,12 +52,18 @@ def _clip_to_canvas(
 def _check_strokes(strokes) -> list[np.ndarray]:
     "Strokes as arrays (n,2). Raises ValueError for what is not a drawing."
     try:
-        drawn = [np.asarray(stroke, np.float64).reshape(-1, 2) for stroke in strokes]
+        drawn = [np.asarray(stroke, np.float64) for stroke in strokes]
     except (TypeError, ValueError) as error:
         raise ValueError(f"a stroke is a sequence of (x, y) points ({error})") from error
-    drawn = [stroke for stroke in drawn if len(stroke)]
+    drawn = [stroke for stroke in drawn if stroke.size]
     if not drawn:
         raise ValueError("there are no strokes: draw something first")
+    for stroke in drawn:
+        if stroke.ndim != 2 or stroke.shape[1] != 2:
+            raise ValueError(
+                "a drawing is a list of strokes, each an array (n,2) of (x, y) points; found a "
+                f"stroke of shape {stroke.shape}: leave out pressure, time and the like"
+            )
     if not all(np.isfinite(stroke).all() for stroke in drawn):
         raise ValueError("a stroke holds a coordinate that is not a finite number")
     return drawn

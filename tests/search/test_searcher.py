@@ -57,6 +57,9 @@ def test_strokes_are_cut_at_the_edge(seed):
         ([[(1.5, 0.5)]], "canvas"),
         ([[(2, 2), (3, 3)], [(-1, 0), (-0.1, 1)]], "from -1 to 3"),
         ([[(0.1, 0.2, 0.3)]], r"\(x, y\)"),
+        ([[(0.1, 0.2, 0.3), (0.4, 0.5, 0.6)]], r"shape \(2, 3\)"),  # six numbers, no three points
+        ([[(0.1, 0.2), (0.3, 0.4, 0.5)]], r"\(x, y\)"),
+        ([(0.1, 0.2), (0.3, 0.4)], r"shape \(2,\)"),  # one stroke, not in a list of strokes
         ([["ab"]], r"\(x, y\)"),
         (5, r"\(x, y\)"),
         ([5], r"\(x, y\)"),

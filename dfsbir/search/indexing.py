@@ -242,12 +242,12 @@ def index_photos(
             with bar:
                 broken = _embed_new(source, store, numbers, batches, bar)
         except KeyboardInterrupt as error:
-            store.flush()
             raise KeyboardInterrupt(
                 f"{store.count - store.known_before} photos were embedded and are kept in "
                 f"{folder}: index again to go on"
             ) from error
-        store.flush()
+        finally:
+            store.flush()
         items = [
             (replace(item, checksum=store.checksum(number)), number)
             for item, number in zip(source.items, numbers)

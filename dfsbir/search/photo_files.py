@@ -8,7 +8,6 @@ __all__ = ['THUMBNAIL_SIDE', 'encode_thumbnail', 'decode_photo', 'failure_reason
 # %% ../../nbs/10_search/00_photo_files.ipynb #be3dcbcc
 import io
 import re
-import struct
 
 import numpy as np
 import torch
@@ -16,21 +15,10 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ..core.types import Modality
-from ..data.image_files import MAX_PIXELS, BrokenImage, open_image
+from ..data.image_files import DAMAGED, MAX_PIXELS, BrokenImage, open_image
 
 # %% ../../nbs/10_search/00_photo_files.ipynb #ca5dbeae
 THUMBNAIL_SIDE = 96  # of the thumbnails that a gallery keeps, px; smaller photos are not enlarged
-
-_UNREADABLE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    ArithmeticError,
-    LookupError,
-    struct.error,
-    Image.DecompressionBombError,
-)  # what Pillow raises for damaged files and odd EXIF data
 
 
 def _draft_jpeg(
@@ -44,7 +32,7 @@ def _draft_jpeg(
                 return None
             image.draft(None, (2 * side, 2 * side))
             return ImageOps.exif_transpose(image).convert("RGB")
-    except _UNREADABLE:
+    except DAMAGED:
         return None  # open_image will say what is wrong
 
 

@@ -140,7 +140,8 @@ class _Walk:
         if S_ISREG(stat.st_mode):
             parts = path.split("/")
             label = parts[0] if len(parts) > 1 else None
-            self.items.append(Item(path, stat.st_size, "", label, stat.st_mtime_ns))
+            modified = min(stat.st_mtime_ns, 2**63 - 1)  # an int64 ends in the year 2262
+            self.items.append(Item(path, stat.st_size, "", label, modified))
 
 
 class FolderSource:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dfsbir.core.data_guard import DataFreeViolation, data_free
 from dfsbir.data.folders import read_folder
 from dfsbir.data.image_files import BrokenImage, open_image
 
@@ -77,6 +78,13 @@ def test_an_unknown_modality_is_no_broken_image(tmp_path, picture):
     with pytest.raises(ValueError, match="video") as e:
         open_image(picture(tmp_path / "a.png"), "video", 16)
     assert not isinstance(e.value, BrokenImage)
+
+
+def test_a_forbidden_file_is_no_broken_image(tmp_path, picture):
+    "It could be skipped otherwise, and nobody would hear that the law was broken."
+    file = picture(tmp_path / "a.png")
+    with data_free(), pytest.raises(DataFreeViolation):
+        open_image(file, "photo", 16)
 
 
 def test_a_broken_image_survives_pickling():

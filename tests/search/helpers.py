@@ -7,7 +7,7 @@ import zlib
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, features
 from torch import nn
 
 from dfsbir.core.types import MODALITIES, Normalizer
@@ -137,6 +137,20 @@ def _animated(path):
     picture().save(path, save_all=True, append_images=[blue], duration=50)
 
 
+def _without_content(path):
+    "A picture of which the header is whole and the rest is zeros."
+    picture((400, 300)).save(path)
+    data = path.read_bytes()
+    start = data.index(b"mdat") + 4
+    path.write_bytes(data[:start] + bytes(len(data) - start))
+
+
+def _of_no_known_kind(path):
+    picture(mode="P").save(path)
+    data = path.read_bytes()
+    path.write_bytes(data[:8] + b"\x80" + data[9:])  # its compression
+
+
 def _huge(path):
     large = picture().resize((8000, 6250), Image.Resampling.NEAREST)
     path.write_bytes(jpeg(large, quality=50))
@@ -161,7 +175,10 @@ BAD_FILES = {
     "cut": ("jpg", lambda p: p.write_bytes(jpeg(picture((400, 300)))[:900])),
     "empty": ("jpg", lambda p: p.write_bytes(b"")),
     "text": ("jpg", lambda p: p.write_text("hello")),
+    "no kind": ("blp", _of_no_known_kind),
 }
+if features.check("avif"):  # of this Pillow
+    BAD_FILES["no content"] = ("avif", _without_content)
 
 
 def write_file(kind, folder):

@@ -82,6 +82,14 @@ def test_equal_photos_stand_in_gallery_order(gallery, photos, encoders):
     assert len(hits.scores[0].unique()) == 1
 
 
+def test_photos_of_the_far_future_are_indexed_once(photos, encoders, tmp_path):
+    for file in photos.rglob("*.jpg"):
+        os.utime(file, (1e10, 1e10))  # in the year 2286
+    index(tmp_path / "g", photos, encoders["photo"])
+    counts = dict(embedded=0, known=COUNT, gone=0, broken=0)
+    assert index(tmp_path / "g", photos, encoders["photo"]).changes == counts
+
+
 def test_a_file_that_goes_away_meanwhile_is_listed(photos, encoders, tmp_path, monkeypatch):
     read = Path.read_bytes
 
@@ -126,6 +134,16 @@ def test_an_interrupt_keeps_the_work(photos, encoders, tmp_path):
         index(tmp_path / "g", photos, Wrapped(encoders["photo"], stop_after(10)))
     with pytest.raises(FileNotFoundError):
         Gallery(tmp_path / "g")
+    assert index(tmp_path / "g", photos, encoders["photo"]).changes["embedded"] == COUNT - 10
+
+
+def test_an_error_keeps_the_work(photos, encoders, tmp_path):
+    def fail(embedded):
+        if embedded == 10:
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        index(tmp_path / "g", photos, Wrapped(encoders["photo"], fail))
     assert index(tmp_path / "g", photos, encoders["photo"]).changes["embedded"] == COUNT - 10
 
 

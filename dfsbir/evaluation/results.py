@@ -11,6 +11,7 @@ import csv
 import io
 import math
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import mean, stdev
@@ -108,21 +109,43 @@ def append_results(
         file.write(start + text.getvalue())
 
 # %% ../../nbs/02_evaluation/02_results.ipynb #0350222d
+def _parsed(line: str) -> dict | None:
+    "A line of the file as a row, numbers as numbers; None for one that is incomplete."
+    row = dict(zip(RESULT_COLUMNS, next(csv.reader([line]))))
+    try:
+        row["seed"] = int(row["seed"])
+        row["value"] = float(row["value"])
+        row["seconds"] = float(row["seconds"])
+    except (KeyError, ValueError):
+        return None
+    return row if row.get("run_id") else None
+
+
 def read_results(
     path,  # csv file written by append_results
 ) -> list[dict]:  # one dict per row, numbers as numbers; of repeated measurements the last
-    "The results file as a list of rows; raises ValueError if it has other columns."
-    latest = {}
-    with open(path, newline="") as file:
-        reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != RESULT_COLUMNS:
-            raise ValueError(
-                f"{path} has columns {reader.fieldnames}, wanted {list(RESULT_COLUMNS)}"
-            )
-        for row in reader:
-            key = tuple(row[column] for column in RESULT_COLUMNS[:5])
-            numbers = {"value": float(row["value"]), "seconds": float(row["seconds"])}
-            latest[key] = {**row, "seed": int(row["seed"]), **numbers}
+    """The results file as a list of rows; raises ValueError if it has other columns.
+
+    Lines that a killed process left incomplete are left out, with a warning."""
+    latest, incomplete = {}, []
+    with open(path) as file:
+        columns = next(csv.reader([file.readline()]), [])
+        if tuple(columns) != RESULT_COLUMNS:
+            raise ValueError(f"{path} has columns {columns}, wanted {list(RESULT_COLUMNS)}")
+        for number, line in enumerate(file, 2):  # each alone: a quote may have lost its end
+            if not line.strip():
+                continue
+            row = _parsed(line)
+            if row is None:
+                incomplete.append(str(number))
+            else:
+                latest[tuple(row[column] for column in RESULT_COLUMNS[:5])] = row
+    if incomplete:
+        warnings.warn(
+            f"{path} has incomplete lines, which are left out: {', '.join(incomplete)}. "
+            "A process was killed while it wrote them: measure again what they held",
+            stacklevel=2,
+        )
     return list(latest.values())
 
 # %% ../../nbs/02_evaluation/02_results.ipynb #e3026ddb

@@ -62,6 +62,20 @@ def test_a_line_without_an_end_is_mended(path):
     assert [r["seed"] for r in read_results(path)] == [0, 1]
 
 
+def test_lines_that_were_cut_are_left_out_and_named(path):
+    "Wherever the line was cut, in a quoted metric too, the rows around it are there."
+    append_results(path, [row()])
+    whole = path.read_text()
+    append_results(path, [row(metric="mAP@200/min(R,200)", seed=1, run_id="r")])
+    line = path.read_text().removeprefix(whole).rstrip("\n")
+    for length in range(1, len(line)):
+        path.write_text(whole + line[:length])
+        append_results(path, [row(metric="mAP@200/min(R,200)", seed=2)])
+        with pytest.warns(UserWarning, match=r"results\.csv .*: 3\."):
+            found = read_results(path)
+        assert [r["seed"] for r in found] == [0, 2]
+
+
 def test_rows_of_several_writers_stay_whole(path):
     append_results(path, [row()])
 

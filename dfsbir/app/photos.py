@@ -49,7 +49,7 @@ def _print_listing(listing: Listing):
 
 def index_command(
     args: Namespace,  # as dfsbir index takes them
-) -> int:  # exit code: 1 where a folder could not be read
+) -> int:  # exit code: 1 where a folder or a known photo could not be read
     "Brings a gallery up to date, and prints what changed."
     encoders = load_encoders(find_encoders(args.run))
     photo = encoders[Modality.PHOTO].to(make_fabric(args.device).device)

@@ -8,6 +8,7 @@ __all__ = ['SMALLEST_PART', 'LARGEST_PART', 'LARGEST_LOSS', 'index_photos']
 # %% ../../nbs/10_search/08_indexing.ipynb #9a63283cbaf04dbcab1f6479b197f3a8
 import warnings
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -147,13 +148,20 @@ class _Store:
 
 # %% ../../nbs/10_search/08_indexing.ipynb #b118ea5561624da68c537baed56e602f
 def _embed_new(source, store, numbers, batches, bar) -> list[tuple[str, str]]:
-    "Fills in the numbers of new photos; gives (path, reason) of those that cannot be read."
+    """Fills in the numbers of new photos; gives (path, reason) of those that cannot be read.
+
+    One that is known and whose file cannot be read now keeps its number, and is listed."""
     broken = []
     for rows in batches:
         for row in rows:
             item = source.items[row.place]
             if row.reason is not None:
-                broken.append((item.path, row.reason))
+                known = None if row.checksum else store.find(item)  # no checksum: nothing was read
+                if known is None:
+                    broken.append((item.path, row.reason))
+                else:
+                    numbers[row.place] = known
+                    source.listing.unreadable.append((item.path, row.reason))
                 continue
             if row.vector is not None:
                 store.add(replace(item, checksum=row.checksum), row.vector, row.thumbnail)
@@ -181,6 +189,14 @@ def _kept_items(store: _Store, source) -> list[tuple[Item, int]]:
     ]
 
 
+def _count_gone(store: _Store, items: list[Item], numbers: list[int]) -> int:
+    "How many photos of the gallery as it was are gone; copies count one by one."
+    known = {number: item.checksum for item, number in zip(items, numbers)}
+    places = range(len(store.gallery_items))
+    before = Counter(known.get(n) or store.checksum(n) for n in places)
+    return (before - Counter(item.checksum for item in items)).total()
+
+
 def _warn_of_loss(store: _Store, photos: int):
     "Warns before a gallery loses more than a tenth of its photos."
     before = len(store.gallery_items)
@@ -205,8 +221,8 @@ def index_photos(
 ) -> Gallery:
     """Embeds photos that are new or changed, forgets those that are gone.
 
-    `.changes` of the gallery counts them, `.listing` tells what else the folder holds. Photos below
-    a folder that cannot be read stay in the gallery.
+    `.changes` of the gallery counts them, `.listing` tells what else the folder holds. Known photos
+    that cannot be read now, or lie below a folder that cannot, stay in the gallery.
     """
     if encoder.card["modality"] != Modality.PHOTO:
         raise ValueError(
@@ -267,7 +283,7 @@ def index_photos(
     gallery.changes = {
         "embedded": store.count - store.known_before,
         "known": sum(number < store.known_before for number in used),
-        "gone": len(set(range(store.known_before)) - set(used)),
+        "gone": _count_gone(store, items, used),
         "broken": len(broken),
     }
     return gallery

@@ -90,15 +90,20 @@ def test_photos_of_the_far_future_are_indexed_once(photos, encoders, tmp_path):
     assert index(tmp_path / "g", photos, encoders["photo"]).changes == counts
 
 
-def test_a_file_that_goes_away_meanwhile_is_listed(photos, encoders, tmp_path, monkeypatch):
+def failing(monkeypatch, name, number):
+    "Reading files of this name fails, with this number of the system's errors."
     read = Path.read_bytes
 
-    def vanished(path):
-        if path.name == "03.jpg":
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+    def fail(path):
+        if path.name == name:
+            raise OSError(number, os.strerror(number))
         return read(path)
 
-    monkeypatch.setattr(Path, "read_bytes", vanished)
+    monkeypatch.setattr(Path, "read_bytes", fail)
+
+
+def test_a_file_that_goes_away_meanwhile_is_listed(photos, encoders, tmp_path, monkeypatch):
+    failing(monkeypatch, "03.jpg", errno.ENOENT)
     gallery = index(tmp_path / "g", photos, encoders["photo"])
     ((path, reason),) = gallery.broken
     assert len(gallery) == COUNT - 1 and path == "cup/03.jpg" and "FileNotFoundError" in reason
@@ -192,6 +197,35 @@ def test_verify_finds_what_size_and_time_hide(gallery, photos, encoders):
     after = index(gallery.folder, photos, encoder, verify=True)
     assert after.changes["embedded"] == encoder.embedded == 1
     assert len(after) == COUNT and after.changes["gone"] == 1
+
+
+def test_a_known_photo_that_cannot_be_read_now_stays(gallery, photos, encoders, monkeypatch):
+    "As on a network drive; one that was read and is damaged goes."
+    damaged = photos / "car" / "01.jpg"
+    stat = damaged.stat()
+    damaged.write_bytes(bytes(stat.st_size))
+    os.utime(damaged, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    failing(monkeypatch, "03.jpg", errno.EIO)
+    after = index(gallery.folder, photos, encoders["photo"], verify=True)
+    assert after.changes == dict(embedded=0, known=COUNT - 1, gone=1, broken=1)
+    ((path, reason),) = after.listing.unreadable
+    assert path == "cup/03.jpg" and "OSError" in reason and after.broken[0][0] == "car/01.jpg"
+    places = [n for n, item in enumerate(gallery.items) if item.path != "car/01.jpg"]
+    assert after.items == [gallery.items[n] for n in places]
+    assert torch.equal(after.vectors, gallery.vectors[places])
+
+
+def test_of_equal_photos_those_that_left_are_gone(photos, encoders, tmp_path):
+    copies = [photos / "car" / "01.jpg", photos / "copy.jpg", photos / "other.jpg"]
+    for copy in copies[1:]:
+        shutil.copy(copies[0], copy)
+    index(tmp_path / "g", photos, encoders["photo"])
+    for copy in copies:
+        os.utime(copy, ns=(1, 1))  # as a backup restores them
+    copies[1].rename(photos / "renamed.jpg")
+    copies[2].unlink()
+    changes = index(tmp_path / "g", photos, encoders["photo"]).changes
+    assert changes == dict(embedded=0, known=COUNT + 1, gone=1, broken=0)
 
 
 WORKERS = """

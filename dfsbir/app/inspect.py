@@ -34,7 +34,12 @@ def read_class_names(
     "Class names, one a line or as a JSON list. Raises ValueError where there are none."
     if text == "imagenet":
         return imagenet_names()
-    content = Path(text).read_text(encoding="utf-8").strip()
+    try:
+        content = Path(text).read_text(encoding="utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{text} is no text in UTF-8 ({error}): save it in that encoding"
+        ) from error
     if content.startswith("["):
         names = json.loads(content)
     else:

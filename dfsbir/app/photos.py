@@ -80,7 +80,7 @@ def index_command(
 def _read_strokes(path):
     "Strokes of a JSON file. Raises ValueError where it is not JSON."
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(
             f"{path} is not JSON of strokes, as [[[0.1, 0.2], [0.3, 0.4]], ...] ({error})"

@@ -11,6 +11,7 @@ from conftest import ROOT
 from safetensors.torch import save_file
 from teachers.helpers import save_program
 
+from dfsbir.app.inspect import read_class_names
 from dfsbir.core.checkpoint import read_card
 from dfsbir.core.config import read_table
 from dfsbir.data.toy import toy_pairs
@@ -34,6 +35,17 @@ def names(tmp_path, sketch_teacher):
     path = tmp_path / "names.txt"
     path.write_text("\n".join(sketch_teacher.classes) + "\n")
     return path
+
+
+@pytest.mark.parametrize("text", ["cat\ndog\n", '["cat", "dog"]'])
+def test_a_byte_order_mark_is_no_part_of_a_name(text, tmp_path):
+    "As Windows' editor writes it."
+    file = tmp_path / "names.txt"
+    file.write_text(text, encoding="utf-8-sig")
+    assert read_class_names(str(file)) == ["cat", "dog"]
+    file.write_text(text, encoding="utf-16")
+    with pytest.raises(ValueError, match="names.txt is no text in UTF-8"):
+        read_class_names(str(file))
 
 
 def save_as(kind, teacher, folder):

@@ -46,7 +46,8 @@ def test_what_was_done_to_a_drawing_is_said(gallery, sketch, capsys, tmp_path):
 
 
 def test_search_by_strokes_by_photo_and_by_label(gallery, folders, capsys):
-    (folders / "s.json").write_text("[[[0.1, 0.1], [0.9, 0.9]], [[0.5, 0.2]]]")
+    strokes = "[[[0.1, 0.1], [0.9, 0.9]], [[0.5, 0.2]]]"
+    (folders / "s.json").write_text(strokes, encoding="utf-8-sig")  # as Windows' editor does
     assert call("search", folders / "s.json", "--gallery", gallery, "-k", 3) == 0
     assert len(capsys.readouterr().out.splitlines()) == 3
     photo = next((folders / "photo").rglob("*.png"))

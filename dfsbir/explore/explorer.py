@@ -81,19 +81,28 @@ class Explorer(W.VBox):
         self.show_run()
 
     def show_run(self):
-        "Shows the chosen run; the tab in front stays in front where the run has it."
+        "Shows the chosen run, or why it cannot be read; the tab in front stays if the run has it."
         front = self.title
         self.run = self.runs[self.picker.value]
-        self.facts.value = facts_html(self.run)
-        verifiers = self.verifiers_of(self.run)
-        self.views = views(self.run, self.test_images, self.runs, verifiers)
-        if self.run.pairs_kind in ("estimates", "pyramid"):
-            self.views["Atlas"] = atlas_view(self.run, self.test_images, verifiers)
+        try:
+            self._read_run()
+        except Exception as error:  # whatever may be wrong with one of its files
+            self.facts.value = progress_line(error_words(error)).value
+            self.titles, self.tabs.children = [], []
+            return
         self.titles = ["Draw and find", "Map", *self.views]
         self.tabs.children = [W.VBox() for _ in self.titles]
         self.tabs.titles = self.titles
         self.tabs.selected_index = self.titles.index(front) if front in self.titles else 0
         self.fill()
+
+    def _read_run(self):
+        "The facts and the views of the chosen run."
+        self.facts.value = facts_html(self.run)
+        verifiers = self.verifiers_of(self.run)
+        self.views = views(self.run, self.test_images, self.runs, verifiers)
+        if self.run.pairs_kind in ("estimates", "pyramid"):
+            self.views["Atlas"] = atlas_view(self.run, self.test_images, verifiers)
 
     @property
     def title(self) -> str | None:

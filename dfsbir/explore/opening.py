@@ -85,7 +85,8 @@ def explorer_command(
 
 def _runs_here() -> str:
     "The folder runs/ of the place where the command is given, if it holds a finished run."
-    if any(Path("runs").glob("**/encoders/photo.safetensors")):
+    photo_encoders = Path("runs").glob("**/encoders/photo.safetensors")
+    if any(file.with_name("sketch.safetensors").is_file() for file in photo_encoders):
         return str(Path("runs").resolve())
     return ""
 

@@ -302,6 +302,8 @@ def find_runs(
     A run that lies in another one, as a second preset or the ceiling, comes after it."""
     home, runs = Path(home), []
     for file in home.glob("**/encoders/photo.safetensors"):
+        if not file.with_name("sketch.safetensors").is_file():
+            continue  # it is being written, or its writer was killed
         with suppress(FileNotFoundError, ValueError):  # no run, or one of another method
             runs.append(Run(file.parent.parent))
     by_path = {run.path: run for run in runs}

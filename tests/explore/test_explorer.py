@@ -1,5 +1,7 @@
 "The page of all panels, without a browser."
 
+import os
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -48,6 +50,25 @@ def test_the_tab_in_front_stays_when_the_run_changes(page):
     page.worker.wait()
     assert page.run.path.name == "paper" and page.titles[page.tabs.selected_index] == "Samples"
     assert isinstance(look_at(page, "Draw and find"), DrawPanel)
+
+
+@pytest.mark.parametrize("file", ["encoders/sketch.safetensors", "results.csv"])
+def test_a_run_that_cannot_be_read_says_so_and_the_others_open(file, home, tmp_path):
+    for name in ("one", "two"):
+        folder = tmp_path / name
+        shutil.copytree(home / "one", folder, ignore=shutil.ignore_patterns("paper"))
+    (tmp_path / "two" / file).write_bytes(b"half")
+    os.utime(tmp_path / "one" / "encoders" / "photo.safetensors", (1, 1))
+    page = explore(str(tmp_path))  # the newest run comes first
+    assert page.picker.value == "two" and page.tabs.children == ()
+    assert file.split("/")[-1] in page.facts.value
+    page.picker.value = "one"
+    page.worker.wait()
+    assert isinstance(front(page), DrawPanel) and "classes" in page.facts.value
+    compare = look_at(page, "Compare").figure.error  # of all runs, so this one stands there too
+    assert file.split("/")[-1] in compare
+    page.picker.value = "two"
+    assert page.tabs.children == () and "classes" not in page.facts.value
 
 
 def test_samples_of_a_toy_run_are_judged_by_a_network_made_for_it(page, monkeypatch, run):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -56,6 +57,11 @@ def test_the_page_is_served_for_folders_of_the_caller(home, tmp_path, monkeypatc
     assert "--theme=dark" in words and Path(words[3]).name == "explorer.ipynb"
     assert env["DFSBIR_RUNS"] == str(home)
     assert explorer_command()[1]["DFSBIR_RUNS"] == ""  # nothing here: a tiny run is made
+    encoders = tmp_path / "runs" / "half" / "encoders"
+    encoders.mkdir(parents=True)
+    (encoders / "photo.safetensors").touch()
+    assert explorer_command()[1]["DFSBIR_RUNS"] == ""  # the sketch encoder is not written yet
+    shutil.rmtree(tmp_path / "runs")
     (tmp_path / "runs").symlink_to(home, target_is_directory=True)
     assert Path(explorer_command()[1]["DFSBIR_RUNS"]) == home
     with pytest.raises(FileNotFoundError, match="nowhere"):

@@ -65,6 +65,14 @@ def test_runs_of_other_methods_are_left_out(home, tmp_path):
     assert find_runs(tmp_path) == {}
 
 
+def test_a_run_without_its_sketch_encoder_is_not_finished(home, tmp_path):
+    "The photo encoder is written first."
+    shutil.copytree(home / "one", tmp_path / "one", ignore=shutil.ignore_patterns("paper"))
+    assert list(find_runs(tmp_path)) == ["one"]
+    (tmp_path / "one" / "encoders" / "sketch.safetensors").unlink()
+    assert find_runs(tmp_path) == {}
+
+
 def test_a_tiny_run_reports_what_it_does(tmp_path):
     said = []
     small = {"images": 50, "epochs": 1, "warmup": 2, "student_steps": 1}

@@ -114,31 +114,28 @@ def _plain_sums(axes: tuple, rate: Tensor) -> Tensor:  # (4,M,P)
     return torch.cat([_gradient_sums(*some) for some in zip(*parts)], 1)
 
 # %% ../../nbs/05_inversion/00_strokes.ipynb #4eedc4c0
-def _check_kernels(kernels, device: str):
+def _check_kernels(nearest_distance, gradient_sums, device: str):
     "Raises AssertionError where the fused programs give anything but the plain operations do."
     corners = torch.arange(36.0, device=device).mul(1.7).sin().view(2, 9, 2) / 2 + 0.5
     axes = _axes(corners)
     distance = _plain_distance(axes, 24)
-    close = {"rtol": 1e-4, "atol": 1e-4}
-    torch.testing.assert_close(kernels.nearest_distance(axes, 24), distance, **close)
     rate = distance * (9 * distance).cos()  # no gradient where a line runs through a pixel
-    found, wanted = (
-        _corner_gradients(axes, sums(axes, rate)) for sums in (kernels.gradient_sums, _plain_sums)
-    )
-    torch.testing.assert_close(found, wanted, **close)
+    wanted = distance, _corner_gradients(axes, _plain_sums(axes, rate))
+    found = nearest_distance(axes, 24), _corner_gradients(axes, gradient_sums(axes, rate))
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
 @lru_cache(1)
-def _kernels():
-    "The module of the fused programs; None where there is no Triton, or they fail the test."
+def _kernels() -> tuple | None:
+    "Both fused programs; None where there is no Triton, or they fail the test."
     try:
-        from . import stroke_kernels
+        from dfsbir.data.polyline_kernels import gradient_sums, nearest_distance
     except ImportError:
         return None
     waits = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("default")  # this once the device is waited for
     try:
-        _check_kernels(stroke_kernels, "cuda")
+        _check_kernels(nearest_distance, gradient_sums, "cuda")
     except Exception as e:  # whatever a compiler or a driver raises
         reason = next(iter(str(e).splitlines()), "")
         warnings.warn(
@@ -149,12 +146,13 @@ def _kernels():
         return None
     finally:
         torch.cuda.set_sync_debug_mode(waits)
-    return stroke_kernels
+    return nearest_distance, gradient_sums
 
 
-def _fused(lines: Tensor):
-    "The module of the fused programs where they serve these lines, else None."
-    return _kernels() if lines.is_cuda and lines.dtype == torch.float32 else None
+def _operations(lines: Tensor) -> tuple:
+    "What gives the distances and the sums of these lines: fused programs, or plain operations."
+    fused = _kernels() if lines.is_cuda and lines.dtype == torch.float32 else None
+    return fused or (_plain_distance, _plain_sums)
 
 # %% ../../nbs/05_inversion/00_strokes.ipynb #2b4d7b49
 class PolylineDistance(torch.autograd.Function):
@@ -163,16 +161,16 @@ class PolylineDistance(torch.autograd.Function):
     @staticmethod
     def forward(ctx, lines, size):
         ctx.save_for_backward(lines)
-        distance = fused.nearest_distance if (fused := _fused(lines)) else _plain_distance
-        return distance(_axes(lines), size)
+        nearest_distance, _ = _operations(lines)
+        return nearest_distance(_axes(lines), size)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         (lines,) = ctx.saved_tensors
         axes = _axes(lines)
-        sums = fused.gradient_sums if (fused := _fused(lines)) else _plain_sums
-        return _corner_gradients(axes, sums(axes, grad)), None
+        _, gradient_sums = _operations(lines)
+        return _corner_gradients(axes, gradient_sums(axes, grad)), None
 
 # %% ../../nbs/05_inversion/00_strokes.ipynb #fc2f5c4d
 class _InkProduct(torch.autograd.Function):

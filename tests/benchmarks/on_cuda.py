@@ -22,7 +22,7 @@ import torch
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 TESTS = ["tests/crossx/test_cuda.py", "tests/inversion/test_cost.py", "tests/crossx/test_steps.py"]
-TESTS += ["tests/inversion/test_stroke_kernels.py"]
+TESTS += ["tests/data/test_polyline_kernels.py"]
 BEFORE = "before: estimator step 63 ms, student step 18 ms, filling with 1,024 pairs 880 ms (H200)"
 
 

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,28 +14,29 @@ triton = pytest.importorskip("triton")
 
 INTERPRETED = """
 import torch
-from dfsbir.inversion import stroke_kernels, strokes
+from dfsbir.data.polyline_kernels import gradient_sums, nearest_distance
+from dfsbir.inversion import strokes
 
-strokes._check_kernels(stroke_kernels, "cpu")
+strokes._check_kernels(nearest_distance, gradient_sums, "cpu")
 torch.manual_seed(0)
 for lines, pieces, size in [(5, 8, 28), (1, 1, 7), (3, 4, 33), (2, 24, 16)]:
     corners = torch.rand(lines, pieces + 1, 2) * 1.6 - 0.3
     corners[0, 1] = corners[0, 0]  # a segment without length
+    strokes._operations = lambda lines: (strokes._plain_distance, strokes._plain_sums)
     wanted = corners.clone().requires_grad_()
     distance = strokes.PolylineDistance.apply(wanted, size)
     rate = torch.randn_like(distance) * distance.detach()
     distance.backward(rate)
-    strokes._fused = lambda lines: stroke_kernels
+    strokes._operations = lambda lines: (nearest_distance, gradient_sums)
     found = corners.clone().requires_grad_()
     drawn = strokes.PolylineDistance.apply(found, size)
     drawn.backward(rate)
-    strokes._fused = lambda lines: None
     assert (drawn - distance).abs().max() < 1e-6
     assert (found.grad - wanted.grad).abs().max() < 1e-5 * wanted.grad.abs().max()
 
 corners = torch.rand(2, 5, 2)
 corners[1, 2] = float("nan")
-drawn = stroke_kernels.nearest_distance(strokes._axes(corners), 8)
+drawn = nearest_distance(strokes._axes(corners), 8)
 assert torch.isfinite(drawn[0]).all() and torch.isnan(drawn[1]).all()
 """
 
@@ -52,7 +52,7 @@ def test_the_programs_compile_for_cards_that_are_not_here(monkeypatch, tmp_path,
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from dfsbir.inversion import stroke_kernels as kernels
+    from dfsbir.data import polyline_kernels as kernels
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     kinds = {"segments": "*fp32", "rate": "*fp32", "out": "*fp32", "size": "i32", "blocks": "i32"}
@@ -63,10 +63,10 @@ def test_the_programs_compile_for_cards_that_are_not_here(monkeypatch, tmp_path,
         assert made.asm["cubin"]
 
 
-def of_kernels(monkeypatch, module):
-    "What `_kernels` gives where this module is the fused one and the CPU stands for the card."
+def of_kernels(monkeypatch, *programs):
+    "What `_kernels` gives where these are the fused programs and the CPU stands for the card."
     check = strokes._check_kernels
-    monkeypatch.setattr(strokes, "_check_kernels", lambda _, device: check(module, "cpu"))
+    monkeypatch.setattr(strokes, "_check_kernels", lambda *_: check(*programs, "cpu"))
     monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: 2)
     modes = []
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
@@ -80,10 +80,7 @@ def of_kernels(monkeypatch, module):
 def test_programs_that_give_the_same_are_taken_and_waits_are_allowed_for_the_test_alone(
     monkeypatch,
 ):
-    same = SimpleNamespace(
-        nearest_distance=strokes._plain_distance, gradient_sums=strokes._plain_sums
-    )
-    found, modes = of_kernels(monkeypatch, same)
+    found, modes = of_kernels(monkeypatch, strokes._plain_distance, strokes._plain_sums)
     assert found is not None and modes == ["default", 2]
 
 
@@ -95,10 +92,9 @@ def test_programs_that_do_not_work_are_left_alone_with_the_reason(monkeypatch, f
         found = strokes._plain_distance(axes, size)
         return found + 0.01 if fault == "other numbers" else found * float("nan")
 
-    module = SimpleNamespace(nearest_distance=distance, gradient_sums=strokes._plain_sums)
     says = "Failed to find C compiler\\)" if fault == "no compiler" else "AssertionError"
     with pytest.warns(UserWarning, match=f"drawn by plain operations.*{says}"):
-        found, modes = of_kernels(monkeypatch, module)
+        found, modes = of_kernels(monkeypatch, distance, strokes._plain_sums)
     assert found is None and modes == ["default", 2]
 
 
@@ -114,8 +110,8 @@ def test_the_processor_uses_the_plain_operations(monkeypatch):
 def test_a_card_draws_what_the_plain_operations_draw(monkeypatch, size):
     corners = torch.rand(6, 9, 2, device="cuda")
     found = []
-    for fused in (strokes._kernels(), None):
-        monkeypatch.setattr(strokes, "_fused", lambda _, fused=fused: fused)
+    for programs in (strokes._kernels(), (strokes._plain_distance, strokes._plain_sums)):
+        monkeypatch.setattr(strokes, "_operations", lambda _, programs=programs: programs)
         lines = corners.clone().requires_grad_()
         distance = PolylineDistance.apply(lines, size)
         (distance.square() / 2).sum().backward()

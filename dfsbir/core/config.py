@@ -267,7 +267,7 @@ def read_table(
         if not text.strip():
             return {}
         is_json = text.lstrip().startswith("{")
-        table = json.loads(text if is_json else Path(text).read_text(encoding="utf-8"))
+        table = json.loads(text if is_json else Path(text).read_text(encoding="utf-8-sig"))
     except (json.JSONDecodeError, UnicodeDecodeError, OSError) as e:
         raise ValueError(
             f'{what} is JSON, as {{"key": "value"}}, or a file of it; found {text[:80]!r} ({e})'

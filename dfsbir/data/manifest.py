@@ -179,7 +179,7 @@ class Manifest:
     ) -> "Manifest":
         "A written manifest. Raises ValueError where it was cut short or edited."
         try:
-            card = json.loads(Path(path).read_text(encoding="utf-8"))
+            card = json.loads(Path(path).read_text(encoding="utf-8-sig"))
             if card["format"] != _FORMAT:
                 raise ValueError(f"format {card['format']!r}")
             files = {p: (str(split), str(sha256)) for p, (split, sha256) in card["files"].items()}

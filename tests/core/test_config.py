@@ -299,6 +299,8 @@ def test_a_table_is_json_or_a_file_of_it(tmp_path):
     for text in (str(tmp_path / "t.json"), '{"a": "b"}', ' {"a": "b"}'):
         assert read_table(text, "x") == {"a": "b"}
     assert read_table(" ", "x") == {}
+    (tmp_path / "marked.json").write_bytes(b"\xef\xbb\xbf" + b'{"a": "b"}')
+    assert read_table(str(tmp_path / "marked.json"), "x") == {"a": "b"}  # as Windows writes it
     (tmp_path / "list.json").write_text("[1]")
     for bad in ("{a}", str(tmp_path / "none.json"), str(tmp_path), str(tmp_path / "list.json")):
         with pytest.raises(ValueError, match="the table"):

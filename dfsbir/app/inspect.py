@@ -182,7 +182,10 @@ def _write(found: Inspection, args: Namespace):
         use = args.save
     if args.save or args.card:
         card = "" if args.save else f" -p {role}_card {args.card}"
-        print(f"use it: dfsbir run -p {role}_teacher {use}{card} ...")
+        print(
+            f"use it: dfsbir run -p dataset folders -p ceiling False -p {role}_teacher {use}{card} "
+            f"-p {role}_test FOLDER ..."
+        )
     elif found.kind != "weights" or not _names_itself(found.path):
         print(
             "the card is complete: --save FILE.safetensors writes weights and card into one file, "

@@ -22,7 +22,7 @@ from ..core.types import MODALITIES, Modality
 from .build import build_distiller, config_for_teachers
 from .config import CrossXConfig
 from ..teachers.card import merge_cards
-from ..teachers.class_map import ClassMap, align_classes, plain_name
+from ..teachers.class_map import ClassMap, align_classes, plain_name, shared_labels
 from ..teachers.experiment_data import FolderData, ToyData
 from ..teachers.teacher import Teacher
 from ..teachers.teacher_recipe import TeacherRecipe, brought_teacher, trained_teacher
@@ -227,6 +227,23 @@ class Setup:
                 )
         return class_map
 
+    def check_ceiling(
+        self,
+        classes: list[str],  # shared ones
+    ):
+        "Raises ValueError where a shared class has no training images for the ceiling."
+        for m in MODALITIES:
+            labels = shared_labels(self.data.class_names(m), classes, self.aliases(classes))
+            there = set(labels.tolist())
+            empty = [name for k, name in enumerate(classes) if k not in there]
+            if empty:
+                toy = ". The dataset is 'toy': did you mean -p dataset folders?"
+                raise ValueError(
+                    f"no training {m} of {len(empty)} of {len(classes)} shared classes, as "
+                    f"{empty[:5]}: the ceiling needs photos and sketches of each of them; "
+                    f"-p ceiling False does without it{toy if self.data.kind == 'toy' else ''}"
+                )
+
 
 def _check_pairs_from(p: Mapping):
     "Raises where the run whose pairs are wanted is not there, or two presets would take them."
@@ -253,7 +270,9 @@ def prepare_experiment(
         if Path(p["results"]).is_dir():
             raise IsADirectoryError(f"results is a folder, {p['results']}; wanted a csv file")
         require_writable(Path(p["results"]).parent)
-    setup.rehearse(configs.values(), dict.fromkeys(MODALITIES))
+    class_map = setup.rehearse(configs.values(), dict.fromkeys(MODALITIES))
+    if p["ceiling"] and configs[presets[0]].pairs.kind != "objects":
+        setup.check_ceiling(class_map.classes)
     return setup, configs
 
 

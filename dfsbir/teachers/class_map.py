@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['plain_name', 'shared_logits', 'log_posteriors', 'sum_members', 'mean_members', 'ClassMap', 'match_classes',
-           'align_classes', 'to_shared']
+           'align_classes', 'shared_labels', 'to_shared']
 
 # %% ../../nbs/04_teachers/00_class_map.ipynb #f3d5accb
 import difflib
@@ -257,16 +257,25 @@ def align_classes(
     return class_map
 
 # %% ../../nbs/04_teachers/00_class_map.ipynb #3ae4b4d1
+def shared_labels(
+    names: Sequence[str],  # of a data set's classes
+    classes: Sequence[str],  # shared names, as in `ClassMap.classes` or an encoder's card
+    aliases: Mapping[str, str] | None = None,  # own name -> shared name, as for `align_classes`
+) -> Tensor:  # (C,) long, -1 for none
+    "The shared class of each of a data set's classes."
+    renames = _renames(aliases)
+    place = {plain_name(name): k for k, name in enumerate(classes)}
+    plain = [plain_name(name) for name in names]
+    return torch.tensor([place.get(renames.get(name, name), -1) for name in plain])
+
+
 def to_shared(
     data: ImageSet,
     classes: Sequence[str],  # shared names, as in `ClassMap.classes` or an encoder's card
     aliases: Mapping[str, str] | None = None,  # own name -> shared name, as for `align_classes`
 ) -> ImageSet:
     "The images of shared classes, labelled in the shared numbering; the others are left out."
-    renames = _renames(aliases)
-    place = {plain_name(name): k for k, name in enumerate(classes)}
-    plain = [plain_name(name) for name in data.classes]
-    to = torch.tensor([place.get(renames.get(name, name), -1) for name in plain])
+    to = shared_labels(data.classes, classes, aliases)
     kept = data.take(to[data.labels] >= 0)
     if not len(kept):
         raise ValueError(

@@ -89,7 +89,9 @@ def test_weights_and_card_in_one_file(sketch_teacher, names, tmp_path, capsys):
     path, out = save_as("pth", sketch_teacher, tmp_path), tmp_path / "one.safetensors"
     given = ("--classes", names, "--modality", "sketch", "--size", SIZE)
     assert call("inspect", path, *given, "--save", out) == 0
-    assert f"-p sketch_teacher {out}" in capsys.readouterr().out
+    hint = capsys.readouterr().out.splitlines()[-1]
+    for words in ("dataset folders", "ceiling False", f"sketch_teacher {out}", "sketch_test"):
+        assert f"-p {words}" in hint
     assert read_card(out)["classes"] == sketch_teacher.classes
     assert load_teacher(out).digest() == sketch_teacher.digest()
 

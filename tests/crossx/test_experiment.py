@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from PIL import Image
 
 from dfsbir.app.parameters import notebook_parameters
 from dfsbir.core.config import ConfigError
@@ -159,6 +160,26 @@ def test_teachers_without_a_class_in_common_are_found_before_training(tmp_path):
     setup = Setup.of(parameters(tmp_path))
     with pytest.raises(ValueError, match="share no class"):
         setup.rehearse([], {PHOTO: list(TOY_CLASSES[:3]), SKETCH: list(TOY_CLASSES[4:6])})
+
+
+def test_classes_without_training_images_for_the_ceiling_are_found_before_training(tmp_path):
+    "Teachers of other classes than the toy set's, with the dataset left at its default."
+    p = parameters(tmp_path / "run")
+    for m in MODALITIES:
+        p[f"{m}_teacher"] = str(tmp_path / f"{m}.safetensors")
+        save_teacher(RECIPE.untrained(m, ["fish", "tench"]), p[f"{m}_teacher"])
+    with pytest.raises(ValueError, match=r"\['tench'\].* -p ceiling False .*-p dataset folders"):
+        check_start(p)
+    assert not (tmp_path / "run").exists()
+    prepare_experiment({**p, "ceiling": False})
+    prepare_experiment({**p, "aliases": '{"car": "tench"}'})
+    for m in MODALITIES:
+        for split, name in (("train", "Fish"), ("test", "fish"), ("test", "tench")):
+            (tmp_path / m / split / name).mkdir(parents=True)
+            Image.new("L", (40, 40)).save(tmp_path / m / split / name / "1.png")
+            p[f"{m}_{split}"] = str(tmp_path / m / split)
+    with pytest.raises(ValueError, match=r"photo of 1 of 2 .*\['tench'\].*does without it$"):
+        check_start({**p, "dataset": "folders"})
 
 
 @pytest.mark.parametrize("classes", [21, 126])

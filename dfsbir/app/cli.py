@@ -256,7 +256,10 @@ def _add_inspect(commands):
     )
 
 # %% ../../nbs/12_app/11_cli.ipynb #a31bff45
-EVALUATE_HELP = "Ranks photos for each sketch by two encoders, and prints how well."
+EVALUATE_HELP = """\
+Ranks photos for each sketch by two encoders, and prints how well. Sketches of a folder are made
+canonical first, as those that are searched with, so the figures may differ a little from those
+in the run's report."""
 EVALUATE_EXAMPLES = """\
 examples:
   dfsbir evaluate runs/toy

@@ -69,9 +69,15 @@ def find_encoders(
     for place in (where / "encoders", where):
         if all((place / f"{m}.safetensors").is_file() for m in MODALITIES):
             return place
+    why = "a run that was interrupted has none yet"
+    if (where / "gallery.safetensors").is_file():
+        why = (
+            "a gallery made from Python has none: search it with Searcher, or make one with "
+            "dfsbir index --run RUN"
+        )
     raise FileNotFoundError(
         f"{where} holds no encoders: wanted photo.safetensors and sketch.safetensors in it or in "
-        "its folder encoders (a run that was interrupted has none yet)"
+        f"its folder encoders ({why})"
     )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -32,6 +33,13 @@ def test_index_then_search(gallery, folders, run, sketch, capsys, tmp_path):
         assert line.split() == [str(rank), f"{score:.3f}", item.label, str(path)]
     with Image.open(sheet) as image:
         assert image.format == "PNG" and image.size == hits.contact_sheet().size
+
+
+def test_a_gallery_without_encoders_says_how_to_search_it(gallery, sketch, capsys):
+    "As one that was made from Python."
+    shutil.rmtree(gallery / "encoders")
+    text = fails(capsys, "search", sketch, "--gallery", gallery)
+    assert "Searcher" in text and "dfsbir index --run RUN" in text and "interrupted" not in text
 
 
 def test_what_was_done_to_a_drawing_is_said(gallery, sketch, capsys, tmp_path):

@@ -105,8 +105,10 @@ def _input_text(found: Inspection) -> str:
         if key in declared:
             values = declared[key] if isinstance(declared[key], list) else [declared[key]]
             parts.append(f"{key} {' '.join(f'{v:.3g}' for v in values)}")
-    if "dark_on_light" in declared:
-        parts.append("dark on light" if declared["dark_on_light"] else "light on dark")
+    if declared.get("dark_on_light") is False:
+        parts.append("light on dark")
+    elif "dark_on_light" in declared and found.card.get("modality") == Modality.SKETCH:
+        parts.append("dark on light")
     if declared.get("pen"):
         parts.append(f"pen {declared['pen']:.3g}")
     return ", ".join(parts)
@@ -196,6 +198,11 @@ def _write(found: Inspection, args: Namespace):
 _SHOWN = 20  # offers on the terminal; the file has all
 
 
+def _count(number: int, one: str, more: str) -> str:
+    "A number and what is counted."
+    return f"{number} {one if number == 1 else more}"
+
+
 def _some(names: list[str]) -> str:
     more = f" and {len(names) - 12} more" if len(names) > 12 else ""
     return (", ".join(names[:12]) + more) or "none"
@@ -206,14 +213,16 @@ def describe_shared(
     offers: list[Offer],
 ) -> str:
     "Which classes two classifiers share, and which they may share."
-    lines = [f"{len(class_map.classes)} shared classes: {_some(class_map.classes)}"]
+    shared = _count(len(class_map.classes), "shared class", "shared classes")
+    lines = [f"{shared}: {_some(class_map.classes)}"]
     for m in MODALITIES:
         names = class_map.dropped[m]
         lines.append(f"only in the {m} classifier, {len(names)}: {_some(names)}")
         if class_map.ambiguous[m]:
             lines.append(f"twice in the {m} classifier, left out: {_some(class_map.ambiguous[m])}")
     if offers:
-        lines.append(f"{len(offers)} pairs that may mean the same (none is taken):")
+        pairs = _count(len(offers), "pair", "pairs")
+        lines.append(f"{pairs} that may mean the same (none is taken):")
         lines += [f"  {o.own} = {o.shared}? ({o.why})" for o in offers[:_SHOWN]]
     if len(offers) > _SHOWN:
         lines.append(f"  ... and {len(offers) - _SHOWN} more")
@@ -226,7 +235,9 @@ def _accepted(file: str, both: list[list[str]]) -> dict[str, str]:
     accepted = {own: to for own, to in table.items() if not own.startswith(OFFERED)}
     known = {plain_name(name) for names in both for name in names}
     idle = [own for own in accepted if plain_name(own) not in known]
-    print(f"{file}: {len(accepted)} names accepted, {len(table) - len(accepted)} offers left")
+    names = _count(len(accepted), "name", "names")
+    left = _count(len(table) - len(accepted), "offer", "offers")
+    print(f"{file}: {names} accepted, {left} left")
     if idle:
         print(f"warning: of these neither classifier has {_some(idle)}")
     return accepted
@@ -243,9 +254,12 @@ def _compare(photo: Inspection, sketch: Inspection, file: str):
         with write_atomic(file) as temporary:
             table = alias_table(offers)
             temporary.write_text(json.dumps(table, indent=1, ensure_ascii=False), encoding="utf-8")
+        if not offers:
+            print(f"{file} is empty: no other names of the two look alike")
+            return
         print(
-            f"{file} holds {len(offers)} offers. Take '{OFFERED}' away in front of those that are "
-            "right, run this again to see what is shared, then: "
+            f"{file} holds {_count(len(offers), 'offer', 'offers')}. Take '{OFFERED}' away in "
+            "front of those that are right, run this again to see what is shared, then: "
             f"dfsbir run -p aliases {file} ..."
         )
     elif offers and not there:

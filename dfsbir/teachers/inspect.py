@@ -113,7 +113,7 @@ class Inspection:
     channels: int | None  # of the input
     size: int | None  # side of the input, px, where the file declares it
     batch_norms: int
-    nets: list[str]  # that the weights fit
+    nets: list[str]  # that the weights fit; where the card names its net, that one alone
     card: dict  # as far as known; with `missing` empty it is complete
     missing: list[str]  # keys of the card
     warnings: list[str] = field(default_factory=list)
@@ -350,10 +350,21 @@ def _warnings_of(content: _Content, kind: str, batch_norms: int) -> list[str]:
     return warnings
 
 # %% ../../nbs/04_teachers/08_inspect.ipynb #a69fe43f
-def _known_card(path: Path, given: dict | None, nets: list[str], content: _Content) -> dict:
-    "The card so far: the file's own, what was given, and what the weights say."
-    own = read_card(path) if path.suffix == ".safetensors" else {}
-    card = merge_cards(own, given or {})
+def _own_card(path: Path) -> dict:
+    "What a file says of itself. Raises ValueError where that is an encoder."
+    card = read_card(path) if path.suffix == ".safetensors" else {}
+    if isinstance(card.get("head"), dict):
+        raise ValueError(
+            f"{path} is no classifier but a {card['modality']} encoder, which a run made: "
+            "dfsbir evaluate RUN measures it, and dfsbir index PHOTOS --run RUN makes a gallery "
+            "with it"
+        )
+    return card
+
+
+def _known_card(declared: dict, nets: list[str], content: _Content) -> dict:
+    "The card so far: what the file or a person declares, and what the weights say."
+    card = dict(declared)
     if nets and not card.get("source"):
         source, _, name = nets[0].partition("/")
         card |= {"source": source, "name": name}
@@ -389,12 +400,15 @@ def inspect_checkpoint(
     "What a checkpoint is and what its card lacks; no code in it is run."
     path = Path(path)
     kind = kind_of_file(path)
+    declared = merge_cards(_own_card(path), card or {})
     content = _read(path, kind)
     weights = content.weights
     content.channels = content.channels or _image_channels(weights)
     head, outputs, nets = _find_head(weights)
     nets = [] if kind == "onnx" else nets
-    known = _known_card(path, card, nets, content)
+    if nets and declared.get("source") and declared.get("name"):
+        nets = [f"{declared['source']}/{declared['name']}"]
+    known = _known_card(declared, nets, content)
     missing = _missing(known, kind)
     batch_norms = sum(name.endswith("running_mean") for name in weights)
     found = Inspection(

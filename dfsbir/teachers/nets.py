@@ -122,8 +122,9 @@ def _fetch(what: str, download):
         reason = str(e).splitlines()[0][:150] if str(e) else ""
         raise ConnectionError(
             f"the pretrained weights of {what} could not be fetched ({type(e).__name__}: "
-            f"{reason}). Download them where there is a network and pass the file to load_teacher, "
-            "with a card that names source and name"
+            f"{reason}). Download them where there is a network, and give the file to "
+            "dfsbir inspect FILE --net SOURCE/NAME --save FILE.safetensors, or in Python to "
+            "load_teacher, with a card that names source and name"
         ) from e
 
 

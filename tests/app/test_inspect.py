@@ -14,13 +14,16 @@ from teachers.helpers import save_program
 from dfsbir.app.inspect import read_class_names
 from dfsbir.core.checkpoint import read_card
 from dfsbir.core.config import read_table
+from dfsbir.core.types import MODALITIES
 from dfsbir.data.toy import toy_pairs
 from dfsbir.teachers.class_map import match_classes
 from dfsbir.teachers.loading import load_teacher, save_teacher
+from dfsbir.teachers.teacher_recipe import TeacherRecipe
 from dfsbir.teachers.training import train_teacher
 
 PUBLIC = Path(os.environ.get("DFSBIR_DATA", ROOT.parent / "shared" / "data")) / "public181"
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+PHOTO, SKETCH = MODALITIES
 SIZE = 32
 
 
@@ -143,11 +146,44 @@ def test_two_files_and_a_table_to_edit(sketch_teacher, tmp_path, capsys):
     edited = table.read_text()
     assert call(*both, "--aliases", table) == 0
     text = capsys.readouterr().out
-    assert "1 names accepted" in text and "sports car = car?" not in text
+    assert "1 name accepted" in text and "sports car = car?" not in text
     assert table.read_text() == edited
     table.write_text('{"unicorn": "car"}')
     call(*both, "--aliases", table)
     assert "unicorn" in capsys.readouterr().out
+
+
+def test_one_shared_class_and_no_offer(sketch_teacher, tmp_path, capsys):
+    "Singular, and an empty table has nothing to take away."
+    photo, sketch = (tmp_path / f"{m}.safetensors" for m in MODALITIES)
+    for m, path, names in ((PHOTO, photo, ["fish", "qqq"]), (SKETCH, sketch, ["fish", "www"])):
+        save_teacher(TeacherRecipe(net="tiny", size=SIZE).untrained(m, names), path)
+    assert call("inspect", photo, sketch, "--aliases", tmp_path / "a.json") == 0
+    text = capsys.readouterr().out
+    assert "1 shared class: fish" in text and "a.json is empty" in text and "'? '" not in text
+    assert read_table(str(tmp_path / "a.json"), "aliases") == {}
+    of_photo, of_sketch, _ = text.split("\n\n")
+    assert "dark on light" not in of_photo and "dark on light" in of_sketch
+
+
+def test_an_encoder_is_no_classifier(run, capsys):
+    text = fails(capsys, "inspect", run / "encoders" / "photo.safetensors")
+    assert all(words in text for words in ("photo encoder", "dfsbir evaluate", "dfsbir index"))
+
+
+def test_a_net_that_was_named_is_told_alone(tmp_path, capsys):
+    "Where weights fit the nets of two sources."
+    import torchvision
+
+    path, saved = tmp_path / "r.pth", tmp_path / "r.safetensors"
+    torch.save(torchvision.models.resnet18().state_dict(), path)
+    assert call("inspect", path) == 0
+    assert "torchvision/resnet18 or timm/resnet18" in capsys.readouterr().out
+    given = ("--classes", "imagenet", "--modality", "photo", "--size", 64, "--save", saved)
+    assert call("inspect", path, "--net", "timm/resnet18", *given) == 0
+    assert call("inspect", saved) == 0
+    text = capsys.readouterr().out
+    assert text.count("net          timm/resnet18\n") == 2 and "torchvision" not in text
 
 
 def test_classes_that_are_not_known_cannot_be_compared(sketch_teacher, tmp_path, capsys):

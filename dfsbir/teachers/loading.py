@@ -7,13 +7,22 @@ __all__ = ['Program', 'fill_net', 'kind_of_file', 'load_program', 'load_net', 's
 
 # %% ../../nbs/04_teachers/07_loading.ipynb #21010552
 import hashlib
+import io
+import json
+import re
 import zipfile
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from ..core.checkpoint import load_weights, read_card, save_state, shared_prefix
+from dfsbir.core.checkpoint import (
+    UnsafeCheckpoint,
+    load_weights,
+    read_card,
+    save_state,
+    shared_prefix,
+)
 from ..core.types import Normalizer
 from .card import complete_card, merge_cards
 from .nets import build_net
@@ -105,13 +114,120 @@ def kind_of_file(
         return "program"
     return "script" if "constants.pkl" in names else "weights"
 
+# %% ../../nbs/04_teachers/07_loading.ipynb #8fe74b0c
+_BRINGS_CODE = {  # in the name of a member: what torch.export.load does with it
+    "custom_obj": "an object that is unpickled with its own code",
+    "opaque_obj": "an object that is unpickled with its own code",
+    "aotinductor": "a compiled library that is run",
+}
+_OPERATORS = re.compile(  # what torch.export writes; any other name could be any function
+    r"torch\.ops\.(aten|prims)\.\w+\.(?!_)\w+|torch\.ops\.higher_order\.wrap_with_\w+|torch\.sym_\w+|"
+    r"_operator\.(getitem|add|mul|sub|truediv|floordiv|mod|pow|neg|abs|[lr]shift|[gl][et]|eq|ne)|"
+    r"_operator\.(and_|or_|not_)|math\.(ceil|floor|trunc)"
+)
+_NAME = re.compile(r"[\w.\-/~]*")
+_EXPRESSION = re.compile(r"(\w|'[\w.]+'|[-+*/%(),.=<>!~&|\s])*")  # of sizes: it is evaluated
+_IN_EXPRESSIONS = re.compile(  # symbols as s31, and what sizes are made of
+    r"[a-z]+\d+|Symbol|Integer|Float|Rational|Add|Mul|Pow|Mod|Max|Min|Abs|floor|ceiling|Eq|Ne|Lt|Le|"
+    "Gt|Ge|Equality|Unequality|StrictLessThan|LessThan|StrictGreaterThan|GreaterThan|And|Or|Not|"
+    "FloorDiv|ModularIndexing|Where|PythonMod|CleanDiv|CeilToInt|FloorToInt|CeilDiv|LShift|RShift|"
+    "PowByNatural|FloatPow|FloatTrueDiv|IntTrueDiv|TruncToFloat|TruncToInt|RoundToInt|RoundDecimal|"
+    "ToFloat|Identity|True|False|positive|nonnegative|integer|real|precision"
+)
+_OF_GUARDS = re.compile(r"L\['\w+'\]|\.size\(\)\[\d+\]|\b(and|or|not|max|min)\b")
+_NEVER_RUN = {  # strings of a program that stay strings
+    "as_string",
+    "as_strings",
+    "custom",
+    "from_node",
+    "nn_module_stack",
+    "source_fn_stack",
+    "stack_trace",
+    "torch_fn",
+    "torch_version",
+}
 
+
+def _is_plain_expression(text: str) -> bool:
+    words = re.findall(r"[^\W\d]\w*", text)
+    return bool(_EXPRESSION.fullmatch(text)) and all(map(_IN_EXPRESSIONS.fullmatch, words))
+
+
+def _is_plain_structure(text: str) -> bool:
+    "Whether a tree of arguments has tuples, lists and dicts alone; others import their class."
+    types = re.findall(r'"type": (null|"builtins\.(?:tuple|list|dict)")', text)
+    return len(types) == text.count('"type"') and not re.search(r"__|factory|\\u", text)
+
+
+def _found_code(value, key: str = "") -> str | None:
+    "The first text of a program's JSON that torch.export.load could run as code."
+    if isinstance(value, dict):
+        if value.get("use_pickle"):
+            return "use_pickle"
+        found = [name for name in value if not _NAME.fullmatch(name)]
+        found += filter(None, map(_found_code, value.values(), value))
+        return next(iter(found), None)
+    if isinstance(value, list):
+        return next(filter(None, (_found_code(item, key) for item in value)), None)
+    if not isinstance(value, str) or key in _NEVER_RUN:
+        return None
+    if key in ("expr_str", "guards_code"):
+        plain = _is_plain_expression(_OF_GUARDS.sub(" ", value))
+    elif key in ("in_spec", "out_spec"):
+        plain = _is_plain_structure(value)
+    elif key in ("target", "as_operator"):
+        plain = _OPERATORS.fullmatch(value)
+    else:
+        plain = _NAME.fullmatch(value)
+    return None if plain else value
+
+
+def _danger_of(name: str, content: bytes) -> str | None:
+    "Why a member of a torch.export archive could run code, if it could."
+    name = (name.partition("/")[2] or name).lower()  # torch finds members by names of any case
+    for part, danger in _BRINGS_CODE.items():
+        if part in name:
+            return danger
+    if name.endswith(".pt") or name in ("serialized_state_dict.json", "serialized_constants.json"):
+        try:
+            if content:
+                torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        except Exception:  # every way in which a foreign file can be broken
+            return "a pickled object that is not plain tensors"
+        return None
+    is_text = name.endswith(".json") or name.startswith("models/")
+    code = _found_code(json.loads(content)) if is_text else None
+    return f"text that is run as code: {code[:80]!r}" if code else None
+
+
+def _checked_program(
+    path: str | Path,
+) -> io.BytesIO:  # an archive of exactly what was checked
+    "A torch.export archive; UnsafeCheckpoint where torch.export.load would run code out of it."
+    checked = io.BytesIO()
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(checked, "w") as copy:
+        for name in dict.fromkeys(archive.namelist()):
+            content = archive.read(name)
+            if danger := _danger_of(name, content):
+                raise UnsafeCheckpoint(
+                    f"{path} is a torch.export program that could run code when opened: its "
+                    f"{name} holds {danger}. Where you trust it, open it once yourself and keep "
+                    "the weights alone: safetensors.torch.save_file("
+                    "torch.export.load(file).state_dict, 'weights.safetensors')"
+                )
+            copy.writestr(name, content)
+    checked.seek(0)
+    return checked
+
+# %% ../../nbs/04_teachers/07_loading.ipynb #5ada0452
 def load_program(
     path: str | Path,  # a file that torch.export.save wrote
 ) -> Program:
-    "A torch.export program as a module."
+    "A torch.export program as a module; UnsafeCheckpoint where opening it would run code."
     try:
-        return Program(torch.export.load(str(path)))
+        return Program(torch.export.load(_checked_program(path)))
+    except UnsafeCheckpoint:
+        raise
     except Exception as e:  # whatever a file of another version may raise
         reason = str(e).strip().partition("\n")[0][:200]
         raise ValueError(

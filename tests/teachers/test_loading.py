@@ -1,8 +1,11 @@
 "Every kind of checkpoint as a teacher, and what does not fit."
 
 import hashlib
+import io
 import json
 import warnings
+import zipfile
+from pathlib import Path
 
 import pytest
 import timm
@@ -207,6 +210,121 @@ def test_a_program_that_does_more_than_its_net_is_refused(tmp_path):
     with pytest.raises(ValueError, match="logits"):
         load_teacher(tmp_path / "net.pt", CARD)
     assert load_teacher(tmp_path / "net.pt", UNNAMED).dim == 16
+
+
+class Ran:
+    "An object that writes a file when it is unpickled."
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def pickled(value) -> bytes:
+    "What torch.save writes."
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+def first_size(text):
+    "A change of a program's text: the first size of its input."
+
+    def change(program):
+        sizes = program["graph_module"]["graph"]["tensor_values"]["x"]["sizes"]
+        sizes[0]["as_expr"]["expr_str"] = text
+
+    return change
+
+
+def first_target(text):
+    "A change of a program's text: its first operator."
+
+    def change(program):
+        program["graph_module"]["graph"]["nodes"][0]["target"] = text
+
+    return change
+
+
+def input_name(text):
+    "A change of a program's text: the name of its input in the code that is made of it."
+
+    def change(program):
+        program["graph_module"]["graph"]["inputs"][-1]["as_tensor"]["name"] = text
+
+    return change
+
+
+def guard(text):
+    "A change of a program's text: a condition on its inputs."
+    return lambda program: program.update(guards_code=[text])
+
+
+def weights_unpickled(program):
+    "A change of a payload's text: the first tensor is read by pickle."
+    next(iter(program["config"].values()))["use_pickle"] = True
+
+
+def rewritten(path, members):
+    "Writes a program with other members, or with changes of its text."
+    with zipfile.ZipFile(path) as archive:
+        contents = {name.partition("/")[2]: archive.read(name) for name in archive.namelist()}
+    for name, content in members.items():
+        if callable(content):
+            text = json.loads(contents[name])
+            content(text)
+            content = json.dumps(text).encode()
+        contents[name] = content
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in contents.items():
+            archive.writestr(f"net/{name}", content)
+
+
+@pytest.mark.parametrize("kind", ["inputs", "tensor", "object", "library", "size", "text"])
+def test_a_program_that_would_run_code_is_refused_and_runs_none(tmp_path, kind):
+    ran, path = tmp_path / "ran", tmp_path / "net.pt2"
+    touch = f"__import__('pathlib').Path({str(ran)!r}).touch()"
+    config = "data/weights/model_weights_config.json"
+    kinds = {
+        "inputs": [{"data/sample_inputs/model.pt": pickled(((noise(2), Ran(ran)), {}))}],
+        "tensor": [{"data/weights/weight_0": pickled(Ran(ran)), config: weights_unpickled}],
+        "object": [{"data/constants/opaque_obj_0": b""}, {"data/CONSTANTS/custom_obj_0": b""}],
+        "library": [{"data/aotinductor/model/net.so": b""}],
+        "size": [{"models/model.json": first_size(f"{touch} or Symbol('s1', integer=True)")}],
+        "text": [
+            {"models/model.json": change}
+            for change in (
+                first_size("exit()"),
+                first_size("().__class__"),
+                first_target("torch.os.system"),
+                input_name(f"x={touch}"),
+                guard(touch),
+            )
+        ],
+    }
+    for members in kinds[kind]:
+        save_program(tiny_net(), path, noise(2))
+        rewritten(path, members)
+        with pytest.raises(UnsafeCheckpoint, match=r"net\.pt2 .* code .*weights alone"):
+            load_teacher(path, UNNAMED)
+        assert not ran.exists()
+
+
+def test_a_program_with_guards_and_weights_that_look_like_pickles_is_read(tmp_path):
+    save_program(tiny_net(), path := tmp_path / "net.pt2", noise(2))
+    with zipfile.ZipFile(path) as archive:
+        first = archive.read("net/data/weights/weight_0")
+    conditions = "(L['x'].size()[0] // 2) != 0"
+    weights = {"data/weights/weight_0": b"\x80\x02" + first[2:]}
+    rewritten(path, {**weights, "models/model.json": guard(conditions)})
+    torch.testing.assert_close(
+        load_teacher(path, UNNAMED)(noise(2)).logits,
+        make_teacher()(noise(2)).logits,
+        atol=0.01,
+        rtol=0.01,
+    )
 
 
 def test_the_head_of_a_program_by_name(tmp_path):

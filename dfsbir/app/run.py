@@ -28,7 +28,7 @@ from dfsbir.app.parameters import (
 )
 from .sweep import format_seconds
 from ..core.checkpoint import require_writable
-from ..core.run_folder import RunFolder
+from ..core.run_folder import RunFolder, RunFolderInUse, locked
 from ..crossx.answer import best_of_each_kind
 from ..crossx.experiment import check_start
 from ..evaluation.results import read_results
@@ -256,11 +256,13 @@ def run_notebook(
             _execute(notebook, output, values, run, stages)
     except BaseException as error:
         failure = f"{error}" or type(error).__name__
-        _forget_start(run)
         raise
     finally:
-        if output.is_file():
-            write_report(output, run / "report.html", failure)
+        with suppress(RunFolderInUse), locked(run):  # else all there is another run's
+            if failure:
+                _forget_start(run)
+            if output.is_file():
+                write_report(output, run / "report.html", failure)
     return output
 
 

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -248,3 +249,32 @@ def test_a_run_that_made_something_keeps_its_config(stopped, tmp_path):
     with pytest.raises(RuntimeError):
         run_notebook({"run_folder": str(run), "device": "cpu"})
     assert (run / "config.json").is_file() and (run / "record.json").is_file()
+
+
+LONG_RUN = """
+import sys
+from dfsbir.core.run_folder import RunFolder
+run = RunFolder(sys.argv[1], {"seed": 0})
+(run.path / "record.json").write_text('{"run_id": "r", "done": [], "seconds": {}}')
+(run.path / "report.html").write_text("of the run that goes on")
+print("begun", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_run_that_came_second_leaves_the_first_ones_folder_as_it_is(stopped, tmp_path):
+    run, begun = tmp_path / "run", []
+
+    def come_second(run):
+        command = [sys.executable, "-c", LONG_RUN, str(run)]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        begun.append(subprocess.Popen(command, text=True, **pipes))
+        assert begun[0].stdout.readline() == "begun\n"
+
+    stopped(RuntimeError("RunFolderInUse"), come_second)
+    with pytest.raises(RuntimeError, match="RunFolderInUse"):
+        run_notebook({"run_folder": str(run), "device": "cpu"})
+    begun[0].communicate()
+    for name in ("config.json", "record.json", "checkpoints", "encoders", "samples"):
+        assert (run / name).exists()
+    assert (run / "report.html").read_text() == "of the run that goes on"

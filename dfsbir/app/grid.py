@@ -145,7 +145,13 @@ def _read_yaml(path: Path) -> dict:
     for word in grid:
         if word not in GRID_WORDS:
             raise unknown_name(word, GRID_WORDS, f"word in {path.name} called")
-    return {**GRID_WORDS, "folder": f"runs/{path.stem}", **grid}
+    given = {word: value for word, value in grid.items() if value is not None}
+    for word, value in given.items():
+        if not isinstance(value, type(GRID_WORDS[word])):
+            kinds = {str: "a text", dict: "a table", list: "a list of tables"}
+            wanted = kinds[type(GRID_WORDS[word])]
+            raise ValueError(f"{path}: {word} wants {wanted}, found {value!r}")
+    return {**GRID_WORDS, "folder": f"runs/{path.stem}", **given}
 
 
 def _notebook_defaults(notebook: Path) -> dict:  # name -> value
@@ -160,6 +166,8 @@ def _notebook_defaults(notebook: Path) -> dict:  # name -> value
 
 def _checked(given: dict, defaults: dict) -> dict:
     "The parameters of one job, each of its default's type."
+    if not isinstance(given, dict):
+        raise ValueError(f"wanted a table of parameters, as {{seed: 0}}, found {given!r}")
     found = {}
     for name, value in given.items():
         if name not in defaults:
@@ -186,6 +194,27 @@ def _template(grid: dict, defaults: dict) -> str:
     return grid["name"] or " ".join(words) + seed
 
 
+def _filled(template: str, values: dict, path: Path) -> str:
+    "The name of a job."
+    try:
+        return " ".join(template.format(**values).split())
+    except (AttributeError, LookupError, ValueError) as error:
+        raise ValueError(
+            f"{path}: the name {template!r} cannot be filled in ({error}). In braces it may have "
+            f"the notebook's parameters: {', '.join(values)}"
+        ) from error
+
+
+def _require_same_notebook(job: Job, path: Path):
+    "Raises ValueError where another notebook's job of these parameters fills the folder."
+    there = job.record.get("notebook", job.notebook.name)
+    if there != job.notebook.name:
+        raise ValueError(
+            f"{path} wants {job.notebook.name} for {job.name!r}, and {job.folder} holds a run of "
+            f"{there} with the same parameters: give the grid another folder, or remove that run"
+        )
+
+
 def read_grid(
     path,  # a YAML file; see the example
 ) -> Grid:
@@ -207,7 +236,7 @@ def read_grid(
             except ValueError as error:
                 raise ValueError(f"{path}, entry {number} of its cells: {error}") from error
             key = job_key(parameters, defaults)
-            name = " ".join(template.format(**{**defaults, **parameters}).split())
+            name = _filled(template, {**defaults, **parameters}, path)
             if key in jobs:
                 raise ValueError(
                     f"{path} asks twice for the same job: {jobs[key].name!r} and {name!r} "
@@ -218,6 +247,7 @@ def read_grid(
             differing = {k: v for k, v in parameters.items() if v != defaults[k]}
             given = {**differing, "run_folder": str(place)}
             jobs[key] = Job(name, key, notebook, place, given)
+            _require_same_notebook(jobs[key], path)
 
     def seed(job):
         return job.parameters.get("seed", defaults.get("seed", 0))

@@ -52,6 +52,17 @@ def test_a_job_keeps_its_folder_when_it_is_renamed(place):
     assert renamed.folder == first.folder and renamed.name != first.name
 
 
+def test_the_same_parameters_of_another_notebook_are_not_done(place):
+    job = grid_of(place, "cells: [{method: other}]").jobs[0]
+    job.folder.mkdir(parents=True)
+    done = {"state": "done", "name": job.name, "seconds": 1.0, "notebook": job.notebook.name}
+    (job.folder / "job.json").write_text(json.dumps(done))
+    assert grid_of(place, "cells: [{method: other}]").jobs[0].state == "done"
+    (place / "second.ipynb").write_bytes(job.notebook.read_bytes())
+    with pytest.raises(ValueError, match=f"second.ipynb.*holds a run of {job.notebook.name}"):
+        grid_of(place, "notebook: second.ipynb\ncells: [{method: other}]")
+
+
 @pytest.mark.parametrize(
     "text, facts",
     [
@@ -62,6 +73,12 @@ def test_a_job_keeps_its_folder_when_it_is_renamed(place):
         ("cell: []", "'cell'.*'cells'"),
         ("cells: [{method: a}, {method: [a, b]}]", "twice.*a seed 0"),
         ("cells: [", "g.yaml"),
+        ("cells: [a]", "entry 1.*table.*'a'"),
+        ("cells: {method: a}", "cells wants a list.*'method'"),
+        ("defaults: [1]", "defaults wants a table"),
+        ("folder: 5", "folder wants a text, found 5"),
+        ("name: '{foo}'", "'{foo}'.*parameters: method"),
+        ("name: '{method:d}'", "{method:d}"),
         ("notebook: none.ipynb", "none.ipynb"),
     ],
 )

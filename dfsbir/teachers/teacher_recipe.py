@@ -83,6 +83,11 @@ def trained_teacher(
     lock = file.with_suffix(".lock")
     with FileLock(lock):
         if not (file.is_file() and read_card(file).get("key") == key):
+            if fabric is not None and fabric.world_size > 1:  # the others would wait for the lock
+                raise ValueError(
+                    f"one process trains the teacher of a recipe; found {fabric.world_size}: call "
+                    f"trained_teacher for {file} in one process first, after which all can load it"
+                )
             how = asdict(recipe)
             try:
                 teacher = train_teacher(data.training(modality, classes), fabric=fabric, **how)

@@ -1,6 +1,7 @@
 """Teachers of a recipe: trained once, found again by all that decides their weights."""
 
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -51,6 +52,15 @@ def test_a_key_stands_for_all_that_decides_the_weights(folders, folder_data):
     save_image(torch.rand(3, 28, 28), extra)
     assert RECIPE.key(PHOTO, folder_data, classes) != before
     extra.unlink()
+
+
+def test_several_processes_load_a_teacher_and_train_none(tmp_path):
+    data, file, two = ToyData(60, 40, 28), tmp_path / "p.safetensors", SimpleNamespace(world_size=2)
+    with pytest.raises(ValueError, match="one process .* found 2.*p.safetensors"):
+        trained_teacher(file, RECIPE, PHOTO, data, fabric=two)
+    first = trained_teacher(file, RECIPE, PHOTO, data)
+    there = trained_teacher(file, RECIPE, PHOTO, data, fabric=two)
+    assert weights_digest(there) == weights_digest(first)
 
 
 def test_two_that_want_the_same_teacher_train_it_once(tmp_path, monkeypatch):

@@ -51,6 +51,10 @@ def _cold_without_code(
         stacklevel=4,
     )
     kept = {name: getattr(config, name) for name in ("seed", "device", "precision", "processes")}
+    plain = CrossXConfig().flat()  # what was not changed is left to the preset
+    for name, value in config.flat().items():
+        if name.startswith(("privacy.", "logging.")) and value != plain[name]:
+            kept[name] = value
     sizes = {f"pairs.{m}.size": size for m, size in config.sizes.items()}
     students = {
         "students.net": "dfsbir/medium",

@@ -241,6 +241,16 @@ def without_norms():
     return made
 
 
+@pytest.mark.filterwarnings("ignore:the photo and the sketch teacher's")
+def test_the_preset_cold_keeps_what_was_said_of_privacy_and_logging(teachers):
+    for teacher in teachers:
+        teacher.card.pop("source", None)
+    config = CrossXConfig().changed({"privacy.disjoint": False, "logging.save_every": 7})
+    cold = config_for_teachers(config, dict(zip(MODALITIES, teachers, strict=True)))
+    assert cold.students.kind == "cold" and not cold.privacy.disjoint
+    assert cold.logging == CrossXConfig.preset("cold").logging.changed({"save_every": 7})
+
+
 def test_strokes_of_a_teacher_whose_sketches_are_drawn_by_a_program(teachers, without_norms):
     config = small(**{"pairs.sketch.strokes": 3})
     with pytest.warns(UserWarning), pytest.raises(ValueError, match="no strokes are optimised"):

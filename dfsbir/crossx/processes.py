@@ -200,4 +200,4 @@ def fit_in_processes(
                 f"stopped and saved: the same call with the same run folder ({run.path}) goes on"
             ) from error
     crossx.go_on_from(run)
-    return crossx.distiller.encoders()
+    return crossx.encoders()

@@ -230,10 +230,7 @@ class CrossX:
             self.random_state = rng_state()
         if stopped:
             raise KeyboardInterrupt(self._how_to_go_on(run, plan))
-        encoders = self.distiller.encoders()
-        statement = self.privacy().card()
-        for encoder in encoders.values():
-            encoder.card = {**encoder.card, "privacy": statement}
+        encoders = self.encoders()
         if run is not None and self.fabric.is_global_zero:
             save_encoders(run.encoders, encoders, run=run.path.name)
             self._save_drawings(run)
@@ -246,6 +243,13 @@ class CrossX:
                 f"{self.fabric.world_size}: start them with fit_in_processes, or a script with "
                 "torchrun, or set processes to 1"
             )
+
+    def encoders(self) -> dict[Modality, Encoder]:
+        "The students as encoders, with the run's privacy statement in their cards."
+        encoders, statement = self.distiller.encoders(), self.privacy().card()
+        for encoder in encoders.values():
+            encoder.card = {**encoder.card, "privacy": statement}
+        return encoders
 
     def privacy(self) -> PrivacyStatement:
         "What the encoders inherit from the teachers, after `fit`; or the reasons against it."
@@ -264,9 +268,13 @@ class CrossX:
                 note_opening(run.path, reason)
             if guard is None and (run.path.parent / "config.json").is_file():
                 note_opening(run.path.parent, f"students learned from images in {run.path.name}")
+        self.openings = list(dict.fromkeys([*self.openings, *found]))
         if run is not None:
             self.fabric.barrier()
-            found += read_openings(run.path) + read_openings(run.path.parent)
+            self._read_openings(run)
+
+    def _read_openings(self, run):
+        found = read_openings(run.path) + read_openings(run.path.parent)
         self.openings = list(dict.fromkeys([*self.openings, *found]))
 
     def _law(self):
@@ -376,7 +384,11 @@ class CrossX:
         self.fabric.barrier()
 
     def go_on_from(self, run: RunFolder):
-        "Takes over the last checkpoint of this process in a run folder, if there is one."
+        """Takes over the last checkpoint of this process in a run folder, if there is one.
+
+        What was noted there against a privacy guarantee counts from then on.
+        """
+        self._read_openings(run)
         if run.has_checkpoint(self._checkpoint):
             state = run.load_checkpoint(self._checkpoint)
             self.load_state_dict(state, self._pairs_folder(run))

@@ -7,12 +7,14 @@ from torchvision.utils import save_image
 
 from dfsbir.baselines import alternative_data, data_dependent
 from dfsbir.core.checkpoint import read_card
+from dfsbir.core.device import make_fabric
 from dfsbir.core.privacy import PrivacyStatement, read_openings, read_privacy
 from dfsbir.core.run_folder import RunFolder
 from dfsbir.core.types import MODALITIES
 from dfsbir.crossx.build import build_crossx
 from dfsbir.crossx.config import CrossXConfig
 from dfsbir.crossx.pairs import ProceduralPairs
+from dfsbir.crossx.processes import fit_in_processes
 from dfsbir.data.toy import toy_pairs
 from dfsbir.data.toy_shapes import TOY_HELD_OUT
 from dfsbir.inversion.buffer import ReplayBuffer
@@ -166,6 +168,16 @@ def test_a_continued_run_remembers_its_opening(two, config, tmp_path):
     filled_buffer(two, config, tmp_path).fit(run, progress=False)
     crossx, _ = fit(two, config, run)
     assert crossx.privacy().guarantee is None
+
+
+def test_openings_in_other_processes_remove_it_too(two, config, tmp_path):
+    config = guidance_folders(two, config, tmp_path).config.changed({"processes": 2})
+    crossx = build_crossx(*two.values(), config, fabric=make_fabric("cpu"))
+    run = RunFolder(tmp_path / "run", crossx.config.flat())
+    encoders = fit_in_processes(crossx, run)
+    assert crossx.privacy().guarantee is None
+    assert encoders[MODALITIES[0]].card["privacy"]["reasons"]
+    assert "could be opened" in str(crossx.privacy())
 
 
 def test_disjoint_is_the_default_and_a_setting():

@@ -134,7 +134,7 @@ _IN_EXPRESSIONS = re.compile(  # symbols as s31, and what sizes are made of
     "PowByNatural|FloatPow|FloatTrueDiv|IntTrueDiv|TruncToFloat|TruncToInt|RoundToInt|RoundDecimal|"
     "ToFloat|Identity|True|False|positive|nonnegative|integer|real|precision"
 )
-_OF_GUARDS = re.compile(r"L\['\w+'\]|\.size\(\)\[\d+\]|\b(and|or|not|max|min)\b")
+_OF_GUARDS = re.compile(r"L\['\w+'\]|\.size\(\)\[\d+\]|\b(and|or|not|torch\.sym_\w+)\b")
 _NEVER_RUN = {  # strings of a program that stay strings
     "as_string",
     "as_strings",

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from .parameters import RUN_EXTRA
 from ..core.checkpoint import write_atomic
+from ..core.markdown import markdown_text
 
 # %% ../../nbs/12_app/03_executed.ipynb #84b23e27
 TEXT_BARS = "DFSBIR_TEXT_BARS"  # variable of the environment
@@ -110,7 +111,7 @@ def _readable_cells(notebook, failure: str) -> list:
         return type(notebook)(cell)
 
     if failure:
-        answer.append(text("failure", f"**This run did not finish:** {failure}"))
+        answer.append(text("failure", f"**This run did not finish:** {markdown_text(failure)}"))
     for cell in notebook["cells"]:
         if cell["cell_type"] == "code":
             cell = _changed(cell, outputs=_readable_outputs(cell["outputs"]))

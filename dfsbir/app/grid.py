@@ -15,6 +15,7 @@ from pathlib import Path
 
 from .file_lock import exclusive
 from .parameters import RUN_EXTRA, check_value, notebook_parameters, unknown_name
+from ..core.markdown import markdown_text
 
 # %% ../../nbs/12_app/02_grid.ipynb #f03dd1ce
 def merged(
@@ -109,7 +110,9 @@ class Grid:
             "|---|---|--:|",
         ]
         for job in self.jobs:
-            lines.append(f"| {job.name} | {job.state} | {job.record.get('seconds', 0):.0f} |")
+            lines.append(
+                f"| {markdown_text(job.name)} | {job.state} | {job.record.get('seconds', 0):.0f} |"
+            )
         return "\n".join(lines)
 
 

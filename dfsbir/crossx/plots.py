@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 import torch
 from matplotlib.figure import Figure
 
+from ..core.markdown import markdown_text
 from ..core.run_folder import RunFolder
 from ..core.types import MODALITIES
 from ..evaluation.results import METHODS, METRICS, Table
@@ -103,5 +104,6 @@ def per_class_table(
     "AP@all of each class, a column for each title."
     lines = ["| AP@all | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for name in next(iter(columns.values())):
-        lines.append(f"| {name} | " + " | ".join(f"{c[name]:.3f}" for c in columns.values()) + " |")
+        values = " | ".join(f"{c[name]:.3f}" for c in columns.values())
+        lines.append(f"| {markdown_text(name)} | {values} |")
     return Table("\n".join(lines))

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from ..core.markdown import markdown_text
 from ..core.types import Modality
 from .image_files import BrokenImage
 
@@ -318,5 +319,5 @@ class ImageSet(Dataset):
         if self.broken:
             summary += f", {len(self.broken)} broken"
         counts = torch.bincount(self.labels, minlength=len(self.classes)).tolist()
-        rows = [self.classes, ["--:"] * len(counts), map(str, counts)]
+        rows = [map(markdown_text, self.classes), ["--:"] * len(counts), map(str, counts)]
         return summary + "\n\n" + "\n".join("|" + "|".join(row) + "|" for row in rows)

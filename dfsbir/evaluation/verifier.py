@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.data_guard import touch_training_data
+from ..core.markdown import markdown_text
 from .report import show_topk
 from .retrieval import embed, rank_topk
 
@@ -140,7 +141,7 @@ class Verification:
                 f"{row[key]:.2f} ({row[f'real_{key}']:.2f})"
                 for key in ("recognised", "spread", "nearest")
             ]
-            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+            lines.append(f"| {markdown_text(name)} | " + " | ".join(cells) + " |")
         note = (
             f"**{self.share:.3f} of {len(self.labels)} estimates are recognised**, of real images "
             f"{self.ceiling:.3f}, by chance {self.floor:.3f}. In brackets: real images."

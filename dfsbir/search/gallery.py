@@ -23,6 +23,7 @@ from dfsbir.core.checkpoint import (
     save_state,
     write_atomic,
 )
+from ..core.markdown import markdown_text
 from ..core.privacy import PrivacyStatement
 from .approximate import ApproximateIndex
 from .exact import nearest
@@ -205,7 +206,7 @@ class Gallery:
             return text
         labelled = self.labels[self.labels >= 0]
         counts = torch.bincount(labelled, minlength=len(self.classes)).tolist()
-        table = [self.classes, ["--:"] * len(counts), map(str, counts)]
+        table = [map(markdown_text, self.classes), ["--:"] * len(counts), map(str, counts)]
         return "\n".join([text, "", *("|" + "|".join(row) + "|" for row in table)])
 
 # %% ../../nbs/10_search/05_gallery.ipynb #2d0a4317

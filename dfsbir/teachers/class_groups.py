@@ -8,6 +8,7 @@ __all__ = ['group_classes', 'show_classes']
 # %% ../../nbs/04_teachers/16_class_groups.ipynb #6d13c36c
 from collections.abc import Mapping
 
+from ..core.markdown import markdown_text
 from ..core.types import MODALITIES
 from ..evaluation.results import Table
 from .class_map import ClassMap, plain_name
@@ -35,7 +36,8 @@ def show_classes(class_map: ClassMap) -> ClassMap | Table:
     "The shared classes to look at: a line where each is one class of both teachers, else a table."
     if any(n != 1 for m in MODALITIES for n in class_map.members(m)):
         return class_map
-    lines = [f"**{len(class_map.classes)} shared classes**: {', '.join(class_map.classes)}", ""]
+    shared = markdown_text(", ".join(class_map.classes))
+    lines = [f"**{len(class_map.classes)} shared classes**: {shared}", ""]
     for what, names in (
         *((f"known to the {m} teacher alone", class_map.dropped[m]) for m in MODALITIES),
         *((f"ambiguous, {m}", class_map.ambiguous[m]) for m in MODALITIES),
@@ -43,5 +45,5 @@ def show_classes(class_map: ClassMap) -> ClassMap | Table:
     ):
         if names:
             more = f" and {len(names) - 12} more" if len(names) > 12 else ""
-            lines.append(f"- {what}: {', '.join(names[:12])}{more}")
+            lines.append(f"- {what}: {markdown_text(', '.join(names[:12]))}{more}")
     return Table("\n".join(lines))

@@ -11,12 +11,13 @@ import difflib
 import math
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from ..core.markdown import markdown_text
 from ..core.types import Modality
 from ..data.image_set import ImageSet
 
@@ -149,21 +150,25 @@ class ClassMap:
         return shared[shared >= 0].bincount(minlength=len(self.classes)).tolist()
 
     def _repr_markdown_(self):
+        return self._described(markdown_text)
+
+    def _described(self, shown: Callable[[str], str]) -> str:
+        "Classes and what was left out, each name as `shown` gives it."
         counts = zip(self.classes, *(self.members(m) for m in Modality), strict=True)
-        rows = "".join(f"| {name} | {p} | {s} |\n" for name, p, s in list(counts)[:30])
+        rows = "".join(f"| {shown(name)} | {p} | {s} |\n" for name, p, s in list(counts)[:30])
         lists = "".join(
-            f"- {title}, {m}: {_some(names[m])}\n"
+            f"- {title}, {m}: {shown(_some(names[m]))}\n"
             for title, names in (("dropped", self.dropped), ("ambiguous", self.ambiguous))
             for m in Modality
         )
         return (
             f"**{len(self.classes)} shared classes**\n\n"
             f"| class | photo members | sketch members |\n|---|--:|--:|\n{rows}\n{lists}"
-            f"- look alike, not matched: {_some(self.near)}\n"
+            f"- look alike, not matched: {shown(_some(self.near))}\n"
         )
 
     def __str__(self):
-        return self._repr_markdown_().replace("**", "")
+        return self._described(str).replace("**", "")
 
 
 def _some(names: Sequence[str]) -> str:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.checkpoint import load_weights, read_card, shared_prefix
+from ..core.markdown import markdown_text
 from ..core.types import MODALITIES, Modality, Normalizer
 from ..data.image_set import ImageSet
 from ..data.pen import redraw
@@ -121,6 +122,10 @@ class Inspection:
     tested: str = ""  # how many images and classes these were, and what was left out
 
     def _repr_markdown_(self):
+        return self._described(markdown_text)
+
+    def _described(self, shown: Callable[[object], str]) -> str:
+        "What the file is, each value as `shown` gives it."
         named = ", ".join(self.card.get("classes", [])[:8])
         channels = {1: "grey", 3: "colour"}.get(self.channels, "unknown channels")
         rows = {
@@ -134,13 +139,13 @@ class Inspection:
             "accuracy": "not measured" if self.accuracy is None else f"{self.accuracy:.1%}",
             "missing": ", ".join(self.missing) or "nothing",
         }
-        table = "".join(f"| {key} | {value} |\n" for key, value in rows.items())
-        warnings = "".join(f"- {warning}\n" for warning in self.warnings)
+        table = "".join(f"| {key} | {shown(value)} |\n" for key, value in rows.items())
+        warnings = "".join(f"- {shown(warning)}\n" for warning in self.warnings)
         card = json.dumps(self.card)
         return f"| | |\n|---|---|\n{table}\n{warnings}\nCard:\n\n```json\n{card}\n```\n"
 
     def __str__(self):
-        lines = self._repr_markdown_().splitlines()[2:]
+        lines = self._described(str).splitlines()[2:]
         return "\n".join(line.strip("| ") for line in lines if not line.startswith("```"))
 
 

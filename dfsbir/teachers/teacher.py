@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from ..core.markdown import markdown_text
 from ..core.types import Modality, Normalizer
 from .recorder import Recorder, find_head, global_pool, named_tensor, named_tensors
 from .torchscript import ScriptNet
@@ -179,5 +180,5 @@ class Teacher(nn.Module):
             "batch norms": len(self._bn_names),
             "accuracy": card.get("accuracy", "not known"),
         }
-        table = "".join(f"| {k} | {v} |\n" for k, v in rows.items())
+        table = "".join(f"| {k} | {markdown_text(v)} |\n" for k, v in rows.items())
         return f"**{self.modality} teacher**\n\n| | |\n|---|---|\n{table}"

@@ -1,6 +1,7 @@
 """Executed notebooks: the page made of one, the cell that failed, the program that runs it."""
 
 import base64
+import html
 import importlib.util
 import io
 import json
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 
 from dfsbir.app.executed import TEXT_BARS, failed_cell, notebook_of_papermill, write_report
+from dfsbir.teachers.class_map import align_classes
 
 ERROR = {"output_type": "error", "ename": "ValueError", "evalue": "no", "traceback": []}
 
@@ -109,6 +111,24 @@ def test_a_run_that_stopped_says_so_first(tmp_path):
     assert page.index("the process died") < page.index("how")
     finished = write_report(executed(tmp_path, [said("how")]), tmp_path / "r.html").read_text()
     assert "did not finish" not in finished
+
+
+def test_names_and_errors_of_others_are_text_on_the_page(tmp_path):
+    "Class names in tables, and the reason why a run did not finish."
+    names = ["cat", "<img src=x onerror=alert(1)>", "a|b", "*my* `run`"]
+    shared = align_classes(names, names)
+    assert all(name in str(shared) for name in shared.classes), (
+        "without escapes where it is printed"
+    )
+    data = {"text/markdown": shared._repr_markdown_()}
+    output = {"output_type": "display_data", "data": data, "metadata": {}}
+    notebook = executed(tmp_path, [output])
+    failure = "wanted <PosixPath> *.png and *.jpg in my_run_1"
+    page = main_part(write_report(notebook, tmp_path / "r.html", failure).read_text())
+    assert "wanted &lt;PosixPath&gt; *.png and *.jpg in my_run_1" in page
+    cells = re.findall("<td[^>]*>(.*?)</td>", page)
+    assert cells[::3] == [html.escape(name) for name in shared.classes] and len(cells) == 12
+    assert "<img" not in page
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,6 @@ import torch
 from filelock import FileLock, Timeout
 
 from .checkpoint import load_state, require_writable, save_state, write_atomic
-from .markdown import markdown_text
 
 # %% ../../nbs/00_core/04_run_folder.ipynb #09f82d8a
 def _versions() -> dict:
@@ -250,7 +249,6 @@ class RunFolder:
         return (self.checkpoints / f"{name}.safetensors").is_file()
 
     def _repr_markdown_(self):
-        parameters = self.config["parameters"].items()
-        rows = "".join(f"| {markdown_text(k)} | {markdown_text(v)} |\n" for k, v in parameters)
+        rows = "".join(f"| {k} | {v} |\n" for k, v in self.config["parameters"].items())
         about = f"{len(self.metrics())} log lines, git {self.config['git']}"
         return f"**run** `{self.path.name}`, {about}\n\n| parameter | value |\n|---|---|\n{rows}"

@@ -121,15 +121,17 @@ _BRINGS_CODE = {  # in the name of a member: what torch.export.load does with it
     "aotinductor": "a compiled library that is run",
 }
 _OPERATORS = re.compile(  # what torch.export writes; any other name could be any function
-    r"torch\.ops\.(aten|prims)\.\w+\.(?!_)\w+|torch\.ops\.higher_order\.wrap_with_\w+|torch\.sym_\w+|"
+    r"torch\.ops\.(aten|prims)\.\w+\.(?!_)\w+|torch\.ops\.higher_order\.wrap_with_\w+|"
+    r"torch\.sym_\w+|"
     r"_operator\.(getitem|add|mul|sub|truediv|floordiv|mod|pow|neg|abs|[lr]shift|[gl][et]|eq|ne)|"
     r"_operator\.(and_|or_|not_)|math\.(ceil|floor|trunc)"
 )
 _NAME = re.compile(r"[\w.\-/~]*")
 _EXPRESSION = re.compile(r"(\w|'[\w.]+'|[-+*/%(),.=<>!~&|\s])*")  # of sizes: it is evaluated
 _IN_EXPRESSIONS = re.compile(  # symbols as s31, and what sizes are made of
-    r"[a-z]+\d+|Symbol|Integer|Float|Rational|Add|Mul|Pow|Mod|Max|Min|Abs|floor|ceiling|Eq|Ne|Lt|Le|"
-    "Gt|Ge|Equality|Unequality|StrictLessThan|LessThan|StrictGreaterThan|GreaterThan|And|Or|Not|"
+    r"[a-z]+\d+|Symbol|Integer|Float|Rational|Add|Mul|Pow|Mod|Max|Min|Abs|floor|ceiling|"
+    "Eq|Ne|Lt|Le|Gt|Ge|"
+    "Equality|Unequality|StrictLessThan|LessThan|StrictGreaterThan|GreaterThan|And|Or|Not|"
     "FloorDiv|ModularIndexing|Where|PythonMod|CleanDiv|CeilToInt|FloorToInt|CeilDiv|LShift|RShift|"
     "PowByNatural|FloatPow|FloatTrueDiv|IntTrueDiv|TruncToFloat|TruncToInt|RoundToInt|RoundDecimal|"
     "ToFloat|Identity|True|False|positive|nonnegative|integer|real|precision"

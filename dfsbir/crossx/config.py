@@ -316,7 +316,9 @@ class FeatureHeadConfig(Config):
     "A linear layer on the features, compared with learned proxies."
 
     kind: Literal["feature"] = "feature"
-    temperature: float = Field(0.1, gt=0, description="of the cosine to the proxies")
+    temperature: float = Field(
+        0.1, gt=0, description="of the cosine to the proxies, and of the teachers' targets"
+    )
 
 
 class JointHeadConfig(Config):

@@ -51,6 +51,8 @@ TABLES = [
         "public33/photo-unseen",
         "public33-sketch",
         "public33-sketch/photo-unseen",
+        "public33-sketch-wide",
+        "public33-sketch-wide/photo-unseen",
         "public181-sketch",
         "public181-sketch/photo-unseen",
     )

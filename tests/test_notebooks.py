@@ -19,6 +19,7 @@ class Server:
 
     def __init__(self):
         env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        env["TRITON_INTERPRET"] = "1"  # Triton asks when it is imported, which torchvision does
         self.process = subprocess.Popen(
             [sys.executable, TESTS / "notebook_server.py"],
             env=env,

@@ -117,7 +117,7 @@ def test_wheel_says_what_settings_say(built):
 
     required = meta.get_all("Requires-Dist")
     plain = [line for line in required if "extra ==" not in line]
-    assert len(plain) == len(settings["requirements"].split())
+    assert len(plain) == len(settings["requirements"].strip().splitlines())
 
     def of_extra(extra):
         return {line.split(";")[0].strip() for line in required if f'extra == "{extra}"' in line}

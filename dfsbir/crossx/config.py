@@ -204,7 +204,7 @@ class PyramidWeights(LossWeights):
     )
     modality: float = Field(0.0, ge=0, description="L_modal; needs guidance")
     adversarial: float = Field(
-        0.0, ge=0, description="L_adv where teacher and student agree; students learn by rounds"
+        0.0, ge=0, description="L_adv where teacher and student agree; of use in later rounds"
     )
 
 

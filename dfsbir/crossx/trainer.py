@@ -274,6 +274,7 @@ class CrossX:
             self._read_openings(run)
 
     def _read_openings(self, run):
+        "Takes over the reasons against a guarantee that the folders of a run have noted."
         found = read_openings(run.path) + read_openings(run.path.parent)
         self.openings = list(dict.fromkeys([*self.openings, *found]))
 

@@ -89,7 +89,8 @@ class PairEstimator:
         min_diversity: float = 0.01,  # below it (see `measure_diversity`) a modality has collapsed
         patience: int = 50,  # steps between two measurements of the diversity
         seed: int = 0,  # of noise and classes
-        optimizer=None,  # function of parameter groups; None: Adam with betas of .9 and .99
+        # function of parameter groups, on CUDA with fused=True; None: Adam with betas of .9, .99
+        optimizer=None,
     ):
         _check_generators(photo, sketch, classify)
         self.objective, self.terms, self.classify = objective, terms, classify

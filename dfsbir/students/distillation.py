@@ -145,7 +145,7 @@ class Distiller:
         fabric=None,  # Lightning Fabric: device, precision, processes; None: this process, CPU
         head_lr: float = 0.0,  # rate of the heads' own weights; 0: lr
         wise_ft_alpha: float = 1.0,  # in [0,1]: from the students' start, 0, to their end, 1
-        optimizer=torch.optim.Adam,  # function of parameter groups
+        optimizer=torch.optim.Adam,  # function of parameter groups, on CUDA with fused=True
     ):
         _check_students(photo, sketch, weights, self.TERMS)
         self.fabric = fabric or make_fabric("cpu")

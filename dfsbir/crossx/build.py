@@ -17,6 +17,7 @@ from ..core.types import MODALITIES, Modality
 from .config import CrossXConfig
 from dfsbir.crossx.pairs import (
     EstimatedPairs,
+    EvolvedPairs,
     PairSource,
     ProceduralPairs,
     PyramidPairs,
@@ -205,6 +206,8 @@ def build_pairs(
             "pairs.kind 'given' has no pairs of its own: pass them, build_crossx(..., pairs=), "
             "or set pairs.kind to estimates or objects"
         )
+    if config.pairs.kind == "evolved":
+        return EvolvedPairs(config.pairs, teachers, class_map, fabric, config.seed)
     guide, guidance = None, config.pairs.guidance
     if guidance:
         folders = (guidance.photos, guidance.sketches) if guidance.kind == "folders" else ()

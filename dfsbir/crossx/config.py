@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['Optimizer', 'Guidance', 'PixelConfig', 'StrokeConfig', 'AdamConfig', 'SGDConfig', 'LossWeights', 'EstimatorWeights',
            'ProceduralGuidance', 'TeacherGuidance', 'FolderGuidance', 'EstimatesConfig', 'ImageConfig', 'ObjectsConfig',
-           'GivenConfig', 'PyramidWeights', 'PyramidPairsConfig', 'BufferConfig', 'ScheduleConfig', 'WarmStart',
-           'ColdStart', 'PosteriorHeadConfig', 'FeatureHeadConfig', 'JointHeadConfig', 'IntermediateHeadConfig',
-           'StudentWeights', 'StudentsConfig', 'LoggingConfig', 'PrivacyConfig', 'CrossXConfig']
+           'EvolvedPairsConfig', 'GivenConfig', 'PyramidWeights', 'PyramidPairsConfig', 'BufferConfig',
+           'ScheduleConfig', 'WarmStart', 'ColdStart', 'PosteriorHeadConfig', 'FeatureHeadConfig', 'JointHeadConfig',
+           'IntermediateHeadConfig', 'StudentWeights', 'StudentsConfig', 'LoggingConfig', 'PrivacyConfig',
+           'CrossXConfig']
 
 # %% ../../nbs/07_crossx/00_config.ipynb #6ea3d008
 from typing import Annotated, ClassVar, Literal
@@ -185,6 +186,22 @@ class ObjectsConfig(Config):
     sketch: ImageConfig = Field(ImageConfig(), description="their sketches")
     warmup_steps: ClassVar[int] = 0
     synthesis_steps: ClassVar[int] = 0
+
+
+class EvolvedPairsConfig(Config):
+    "Drawings that evolve for the sketch teacher, beside photos of procedural objects."
+
+    kind: Literal["evolved"] = "evolved"
+    photo: ImageConfig = Field(ImageConfig(), description="photos of objects, of no class")
+    sketch: ImageConfig = Field(ImageConfig(), description="the drawings, each of which is kept")
+    batch: int = Field(1024, ge=2, description="drawings of a generation")
+    elites: int = Field(24, ge=1, description="drawings of each class that have children")
+    new: float = Field(0.125, gt=0, le=1, description="share of a generation without parents")
+    warmup_steps: ClassVar[int] = 0
+
+    def steps_for(self, pairs: int) -> int:
+        "Generations until there are so many drawings."
+        return -(-pairs // self.batch)
 
 
 class GivenConfig(Config):
@@ -499,9 +516,9 @@ class CrossXConfig(Config):
     processes: int = Field(
         1, ge=1, description="that train together, each on pairs of its own; each a GPU of its own"
     )
-    pairs: EstimatesConfig | PyramidPairsConfig | ObjectsConfig | GivenConfig = Field(
-        EstimatesConfig(), discriminator="kind", description="what the students learn from"
-    )
+    pairs: (
+        EstimatesConfig | PyramidPairsConfig | EvolvedPairsConfig | ObjectsConfig | GivenConfig
+    ) = Field(EstimatesConfig(), discriminator="kind", description="what the students learn from")
     buffer: BufferConfig = Field(BufferConfig(), description="pairs between making and learning")
     schedule: ScheduleConfig = Field(ScheduleConfig(), description="what happens when")
     students: StudentsConfig | ColdConfig = Field(
@@ -516,10 +533,10 @@ class CrossXConfig(Config):
     def _objects_have_no_class(self):
         cold = self.students.kind == "cold"
         proxy_anchor = (self.students if cold else self.students.loss).proxy_anchor
-        if self.pairs.kind == "objects" and proxy_anchor:
+        if self.pairs.kind in ("objects", "evolved") and proxy_anchor:
             raise ValueError(
                 "students.loss.proxy_anchor needs the class of each pair, and objects have none: "
-                "set it to 0, or pairs.kind to estimates"
+                f"set it to 0, or pairs.kind to estimates; found pairs.kind {self.pairs.kind!r}"
             )
         return self
 
@@ -568,7 +585,7 @@ class CrossXConfig(Config):
     def _synthesis_steps(self) -> list[int]:
         "Steps of each round; pairs that the last batch of a round leaves over serve the next one."
         pairs, n = self.pairs, self.schedule.new_pairs
-        if pairs.kind != "pyramid":
+        if pairs.kind not in ("pyramid", "evolved"):
             return [pairs.synthesis_steps] * self.schedule.rounds
         until = [pairs.steps_for(k * n) for k in range(self.schedule.rounds + 1)]
         return [b - a for a, b in zip(until, until[1:])]

@@ -49,12 +49,12 @@ def take_pairs(
     """
     other = Path(folder)
     config = crossx.config
-    if config.schedule.rounds != 1 or getattr(config.pairs, "loss", None) is None:
+    if config.schedule.rounds != 1 or config.pairs.kind in ("objects", "given"):
         raise ValueError(
             "pairs can be taken over where estimates are made in one round; found "
             f"pairs.kind {config.pairs.kind!r} and schedule.rounds {config.schedule.rounds}"
         )
-    if config.pairs.loss.adversarial:
+    if config.pairs.kind != "evolved" and config.pairs.loss.adversarial:
         raise ValueError(
             "with pairs.loss.adversarial above 0 pictures depend on the students, so another run's "
             f"cannot be taken over; found {config.pairs.loss.adversarial:g}"

@@ -37,18 +37,19 @@ def _kept_pairs(run: Run) -> PairBatch:
 
 
 def class_pairs(
-    run: Run,  # on estimates or on a pyramid's pictures
+    run: Run,  # on estimates, on a pyramid's pictures or on drawings that evolved
     label: str,  # class name
     n: int = 24,  # pairs, at most
 ) -> PairBatch:  # images float in [0,1]; perhaps none
     "Estimated pairs of a class. Raises ValueError for a run without estimates."
     if run.pairs_kind == "estimates":
         return sample_pairs(run, label, n)
-    if run.pairs_kind != "pyramid":
+    if run.pairs_kind not in ("pyramid", "evolved"):
         raise ValueError(f"{run.path} learned from {run.learnt_from}, which an atlas cannot show")
     kept = run.computed("kept pairs", lambda: _kept_pairs(run))
-    places = (kept.label == run.classes.index(label)).nonzero()[:n, 0]
-    return as_floats(kept[places])
+    places = (kept.label == run.classes.index(label)).nonzero()[:, 0]
+    latest = run.pairs_kind == "evolved"  # the first drawings look like nothing
+    return as_floats(kept[places[-n:] if latest else places[:n]])
 
 # %% ../../nbs/11_explore/16_atlas.ipynb #be85512a
 @dataclass
@@ -97,6 +98,8 @@ def _find_nearest(row: AtlasRow, run: Run, photos: ImageSet):
 
 def _optimised(run: Run) -> list[Modality]:
     "The modalities whose pictures have a class; those that a program drew have none."
+    if run.pairs_kind == "evolved":
+        return [Modality.SKETCH]
     if run.pairs_kind != "pyramid":
         return list(MODALITIES)
     sides = {m: getattr(run.config.pairs, m) for m in MODALITIES}

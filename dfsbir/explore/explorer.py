@@ -101,7 +101,7 @@ class Explorer(W.VBox):
         self.facts.value = facts_html(self.run)
         verifiers = self.verifiers_of(self.run)
         self.views = views(self.run, self.test_images, self.runs, verifiers)
-        if self.run.pairs_kind in ("estimates", "pyramid"):
+        if self.run.pairs_kind in ("estimates", "pyramid", "evolved"):
             self.views["Atlas"] = atlas_view(self.run, self.test_images, verifiers)
 
     @property

@@ -156,6 +156,7 @@ class Run:
             "estimates": "estimated pairs",
             "objects": "procedural objects",
             "pyramid": "pictures optimised one by one",
+            "evolved": "drawings that evolved",
             "given": "real training images (the ceiling)",
         }
         return kinds[self.pairs_kind]

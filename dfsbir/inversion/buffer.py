@@ -219,6 +219,14 @@ class ReplayBuffer:
         if not len(self):
             raise ValueError("the buffer is empty: add pairs before sampling")
         rows = torch.randint(len(self), (n,), generator=generator or self.random)
+        return self.take(rows, device)
+
+    def take(
+        self,
+        rows: Tensor,  # (N,) long, on the CPU
+        device=None,  # where the batch is wanted; None: the buffer's device
+    ) -> PairBatch:
+        "The pairs of these rows, images float in [0,1]."
         batch = self.table.take(_move(rows, self.table.device))
         target = self.device if device is None else torch.device(device)
         return _to_float(batch.map(lambda v: _move(v, target)))

@@ -347,6 +347,18 @@ class KeptViews:
         return views, *answers, self.label[rows]
 
 
+def _shuffled_rows(
+    pairs: int,
+    n: int,  # rows in all
+    random: torch.Generator,  # on the CPU
+) -> Tensor:  # (n,) long in [0,pairs)
+    "All rows in a random order, over and over."
+    if not pairs:
+        raise ValueError("the buffer is empty: add pairs before views of them are kept")
+    passes = -(-n // pairs)
+    return torch.cat([torch.randperm(pairs, generator=random) for _ in range(passes)])[:n]
+
+
 class ColdDistiller:
     "Teaches two cold encoders, a shared one, or one alone what the teachers say of estimates."
 
@@ -466,6 +478,7 @@ class ColdDistiller:
     ):
         """Makes the views that `step_on_kept` draws; nothing where those of this buffer are there.
 
+        Every pair has a view before any has two.
         Raises ValueError where the config keeps none, or the buffer is empty.
         """
         if self._kept_of == buffer.added:
@@ -479,10 +492,8 @@ class ColdDistiller:
         random = torch.Generator().manual_seed(seed)
         bar = {"desc": "views", "delay": 5, "disable": not self.fabric.is_global_zero}
         with fork_rng(seed):
-            parts = [
-                self._answered(buffer.sample(min(batch, n - i), device, random))
-                for i in tqdm(range(0, n, batch), **bar)
-            ]
+            rows = _shuffled_rows(len(buffer), n, random).split(batch)
+            parts = [self._answered(buffer.take(r, device)) for r in tqdm(rows, **bar)]
         self.kept, self._kept_of = KeptViews.cat(parts), buffer.added
 
     def _answered(self, pairs: PairBatch) -> "KeptViews":

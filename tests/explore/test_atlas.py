@@ -28,32 +28,43 @@ from dfsbir.explore.runs import Run
 EVIL = "<script>alert('x')</script> & \"co\""
 
 
-@pytest.fixture(scope="module")
-def cold(home):
-    "A run of cold students in the folder of the first run: its pictures are in its buffer."
-    config = CrossXConfig.preset(
-        "cold",
-        {
-            "device": "cpu",
-            "pairs.photo.size": 32,
-            "pairs.sketch.size": 16,
-            "pairs.steps": 2,
-            "pairs.batch": 9,
-            "schedule.new_pairs": 9,
-            "schedule.distill_steps": 1,
-            "buffer.capacity": 9,
-            "students.batch": 3,
-            "students.net": "dfsbir/tiny",
-            "logging.log_every": 1,
-        },
-    )
-    folder = home / "one" / "cold"
+COLD = {
+    "device": "cpu",
+    "pairs.photo.size": 32,
+    "pairs.sketch.size": 16,
+    "pairs.batch": 9,
+    "schedule.distill_steps": 1,
+    "students.batch": 3,
+    "students.net": "dfsbir/tiny",
+    "logging.log_every": 1,
+}
+
+
+def cold_run(home, name, changes):
+    "A run of cold students in the folder of the first run, removed again afterwards."
+    config = CrossXConfig.preset("cold", {**changes, **COLD})
+    folder = home / "one" / name
     with RunFolder(folder, config.flat()) as run:
         build_crossx(*Run(home / "one").teachers.values(), config).fit(run, progress=False)
     yield Run(folder)
     for file in sorted(folder.rglob("*"), reverse=True):  # other tests count the runs
         file.unlink() if file.is_file() else file.rmdir()
     folder.rmdir()
+
+
+@pytest.fixture(scope="module")
+def cold(home):
+    "On pictures of a pyramid, which are in its buffer."
+    sizes = {"schedule.new_pairs": 9, "buffer.capacity": 9}
+    yield from cold_run(home, "cold", {"pairs.steps": 2, **sizes})
+
+
+@pytest.fixture(scope="module")
+def evolved(home):
+    "On drawings that evolved."
+    sizes = {"schedule.new_pairs": 90, "buffer.capacity": 90}
+    kind = {"pairs.kind": "evolved", "pairs.elites": 2, "students.teach": "sketch"}
+    yield from cold_run(home, "evolved", {**kind, **sizes})
 
 
 def row(n, channels=3, side=32, **more):
@@ -81,6 +92,16 @@ def test_pictures_of_the_buffer_are_those_that_were_taught(cold):
     pairs = class_pairs(cold, "fish", 99)
     assert len(pairs) == 3 and pairs.sketch.shape[-1] == 16
     assert {"photo/class", "sketch/class"} <= set(last_terms(cold))
+
+
+def test_an_atlas_of_drawings_that_evolved_shows_the_latest_and_no_photo(evolved):
+    page = atlas_page(evolved, "fish", n=2, candidates=4)
+    assert set(page.rows) == {Modality.SKETCH} and page.candidates == 4
+    kept = evolved.computed("kept pairs", lambda: pytest.fail("the pairs were read before"))
+    latest = kept.sketch[kept.label == evolved.classes.index("fish")][-4:]
+    assert torch.equal((class_pairs(evolved, "fish", 4).sketch * 255).round().byte(), latest)
+    assert "elites" in last_terms(evolved)
+    assert evolved.learnt_from in "drawings that evolved"
 
 
 def test_the_verifiers_word_and_the_nearest_photo(run, sets):

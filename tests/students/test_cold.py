@@ -301,6 +301,14 @@ def test_no_more_views_are_kept_than_the_steps_draw(teachers, pairs):
     assert len(d.kept) == 24
 
 
+def test_every_pair_has_a_view_before_any_has_two(teachers, pairs):
+    d = distiller(teachers, kept_views=2 * len(pairs) + 3, batch=8, augment="none", blend=0.0)
+    d.keep_views(filled(pairs))
+    bytes_of_pairs = (pairs.photo * 255).round().byte()
+    shown = (d.kept.images[Modality.PHOTO][:, None] == bytes_of_pairs).flatten(2).all(2).sum(0)
+    assert sorted(shown.tolist()) == [2] * (len(pairs) - 3) + [3] * 3
+
+
 def test_without_kept_views_there_is_nothing_to_step_on(teachers):
     with pytest.raises(ValueError, match="call keep_views with the buffer"):
         distiller(teachers).step_on_kept()

@@ -89,8 +89,8 @@ def new_programs(
 def vary_programs(
     programs: Tensor,  # (N,G) in [0,1)
     generator: torch.Generator,  # on their device
-    amount: float = 0.05,  # deviation of a number that moves
-    renewed: float = 0.04,  # share of parts that are made anew
+    amount: float = 0.08,  # deviation of a number that moves
+    renewed: float = 0.08,  # share of parts that are made anew
 ) -> Tensor:  # (N,G) in [0,1)
     "Programs of drawings that are a little different."
     on = {"generator": generator, "device": programs.device}

@@ -81,8 +81,6 @@ class Elites:
 class DrawingEvolution:
     "Drawings that evolve for a frozen classifier of drawings, generation by generation."
 
-    CHUNK = 256  # drawings at once
-
     def __init__(
         self,
         teacher: Teacher,  # of sketches
@@ -96,6 +94,8 @@ class DrawingEvolution:
     ):
         self.teacher, self.class_map, self.fabric = teacher, class_map, fabric
         self.size, self.batch, self.new = size, batch, new
+        pixels = 2**22 if fabric.device.type == "cuda" else 2**14  # what fits a CPU's cache
+        self.chunk = max(16, pixels // size**2)  # drawings at once
         self.classes = len(class_map.classes)
         self.elites = Elites(self.classes, elites, fabric.device)
         rank = fabric.global_rank
@@ -106,7 +106,7 @@ class DrawingEvolution:
     def _draw(self, programs: Tensor) -> Tensor:
         "Drawings by the pen that the classifier knows, as bytes (N,1,S,S)."
         pen = self.teacher.normalizer.pen
-        drawings = [draw_programs(p, self.size, pen) for p in programs.split(self.CHUNK)]
+        drawings = [draw_programs(p, self.size, pen) for p in programs.split(self.chunk)]
         return (torch.cat(drawings) * 255).round().byte()
 
     def _next_programs(self) -> tuple[Tensor, Tensor]:
@@ -124,7 +124,7 @@ class DrawingEvolution:
     def _scores(self, drawings: Tensor) -> Tensor:
         "Log posteriors (N,K) of the shared classes, among all classes of the classifier."
         found = []
-        for x in drawings.split(self.CHUNK):
+        for x in drawings.split(self.chunk):
             with self.fabric.autocast():
                 logits = self.teacher(x.float() / 255, bn=False).logits.float()
             shared = self.class_map.shared_logits(logits, self.teacher.modality)

@@ -364,7 +364,9 @@ def meta_data(config: CrossXConfig) -> CrossXConfig:
         terms = [f"pairs.loss.{name}" for name in ("class_", "align", "modality", "adversarial")]
         cold = config.students.kind == "cold"
         terms.append("students.proxy_anchor" if cold else "students.loss.proxy_anchor")
-        return config.changed(dict.fromkeys(terms, 0.0), {"pairs.guidance": None})
+        if config.pairs.sketch.evolved:  # drawings evolve towards classes, pixels need none
+            terms += ["pairs.sketch.evolved", "pairs.sketch.redraws"]
+        return config.changed(dict.fromkeys(terms, 0), {"pairs.guidance": None})
     kept = {"bn": config.pairs.loss.bn or 1.0, "total_variation": config.pairs.loss.total_variation}
     names = [n for n, v in config.pairs.loss if isinstance(v, float)]
     return config.changed(

@@ -195,7 +195,7 @@ class EvolvedPairsConfig(Config):
     photo: ImageConfig = Field(ImageConfig(), description="photos of objects, of no class")
     sketch: ImageConfig = Field(ImageConfig(), description="the drawings, each of which is kept")
     batch: int = Field(1024, ge=2, description="drawings of a generation")
-    elites: int = Field(24, ge=1, description="drawings of each class that have children")
+    elites: int = Field(128, ge=1, description="drawings of each class that have children")
     new: float = Field(0.125, gt=0, le=1, description="share of a generation without parents")
     warmup_steps: ClassVar[int] = 0
 
@@ -272,10 +272,11 @@ class PyramidPairsConfig(Config):
 
     @model_validator(mode="after")
     def _photos_are_of_pixels(self):
-        if self.photo.strokes:
+        lines = {name: getattr(self.photo, name) for name in ("strokes", "evolved")}
+        if any(lines.values()):
             raise ValueError(
-                "strokes are lines on paper, and photos are not: wanted photo.strokes = 0; "
-                f"found {self.photo.strokes}"
+                "strokes and drawings that evolve are lines on paper, and photos are not: wanted "
+                f"photo.strokes = 0 and photo.evolved = 0; found {lines}"
             )
         return self
 

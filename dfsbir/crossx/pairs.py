@@ -215,7 +215,8 @@ class PyramidPairs(PyramidEstimator):
     """Pictures of a config, optimised against the teachers batch after batch.
 
     Procedural objects take the place of one modality's pictures where its config says so. They
-    belong to no class: the label of a pair is then that of the other picture alone.
+    belong to no class: the label of a pair is then that of the other picture alone. Sketches may
+    evolve instead, a generation at each step; a pair has a new drawing of its class.
     """
 
     data_free = True
@@ -233,7 +234,12 @@ class PyramidPairs(PyramidEstimator):
     ):
         sides = {m: getattr(config, m) for m in MODALITIES}
         self.drawn = [m for m in MODALITIES if sides[m].is_drawn(teachers[m])]
-        optimised = [m for m in MODALITIES if m not in self.drawn]
+        optimised = [m for m in MODALITIES if m not in self.drawn and not sides[m].evolved]
+        if not optimised and config.sketch.evolved:
+            raise ValueError(
+                "a program draws the photos and the sketches evolve, so that nothing is optimised: "
+                "set pairs.kind to evolved, or pairs.photo.drawn to false"
+            )
         if not optimised:
             raise ValueError(
                 "a program draws the pictures of both modalities, so that nothing is optimised: "
@@ -261,8 +267,25 @@ class PyramidPairs(PyramidEstimator):
             students,
             seed,
         )
+        self.redraws = config.sketch.redraws
         pen = teachers[Modality.SKETCH].normalizer.pen
         self.objects = ProceduralPairs({m: sides[m].size for m in MODALITIES}, fabric, seed, pen)
+        self.evolution = None
+        if config.sketch.evolved:
+            self.evolution = DrawingEvolution(
+                teachers[Modality.SKETCH],
+                class_map,
+                fabric,
+                config.sketch.size,
+                config.sketch.evolved,
+                seed=seed,
+            )
+
+    def run_step(self):
+        "One step of Adam, and a generation of the drawings that evolve."
+        super().run_step()
+        if self.evolution:
+            self.evolution.run_step()
 
     def _with_objects(self, pairs: PairBatch, objects: PairBatch) -> PairBatch:
         "The pairs, with objects in the modalities that are drawn."
@@ -272,21 +295,29 @@ class PyramidPairs(PyramidEstimator):
     def sample(self, n: int) -> PairBatch:  # n pairs, on the device
         "The oldest finished pairs, each of which is given once."
         pairs = super().sample(n)
+        if self.evolution:
+            pairs.sketch = self.evolution.children(pairs.label)
         return self._with_objects(pairs, self.objects.sample(n)) if self.drawn else pairs
 
     def preview(self, n: int) -> PairBatch:  # n pairs at most, on the device
         "The first pairs of the batch in work; random numbers are not touched."
         pairs = super().preview(n)
+        if self.evolution:
+            number = torch.arange(len(pairs), device=pairs.label.device)
+            pairs.sketch = self.evolution.best(pairs.label, number // self.evolution.classes)
         return self._with_objects(pairs, self.objects.preview(len(pairs))) if self.drawn else pairs
 
     def state_dict(self) -> dict:
         "Everything that the next step depends on, except the networks."
-        return {**super().state_dict(), "objects": self.objects.state_dict()}
+        state = {**super().state_dict(), "objects": self.objects.state_dict()}
+        return {**state, "evolution": self.evolution.state_dict()} if self.evolution else state
 
     def load_state_dict(self, state: dict):
         "Puts back what `state_dict` gave."
         super().load_state_dict(state)
         self.objects.load_state_dict(state["objects"])
+        if self.evolution:
+            self.evolution.load_state_dict(state["evolution"])
 
 # %% ../../nbs/07_crossx/01_pairs.ipynb #32e088e3
 class EvolvedPairs:

@@ -142,16 +142,13 @@ def _angle(u: Tensor) -> Tensor:
     return torch.where(u < 0.5, (8 * u).floor() * math.pi / 2, (u - 0.5) * 4 * math.pi)
 
 
-def _with_twins(part: dict, symmetric: Tensor) -> tuple[dict, Tensor]:
-    "The numbers of parts, where twins have those of the part before; and which are twins (N,P)."
-    place = torch.arange(PARTS, device=symmetric.device)
-    has_twin = symmetric[:, None] & (part["twin"] < 0.6) & (place % 2 == 1) & (place < PARTS - 1)
+def _with_twins(parts: Tensor, symmetric: Tensor) -> tuple[Tensor, Tensor]:
+    "The table of parts, where twins have the numbers of the part before; and which are twins."
+    place = torch.arange(PARTS, device=parts.device)
+    wanted = _named(parts, _PART)["twin"] < 0.6
+    has_twin = symmetric[:, None] & wanted & (place % 2 == 1) & (place < PARTS - 1)
     twin = has_twin.roll(1, 1)
-    shared = {
-        name: torch.where(twin.view(*twin.shape, *[1] * (v.ndim - 2)), v.roll(1, 1), v)
-        for name, v in part.items()
-    }
-    return shared, twin
+    return torch.where(twin[..., None], parts.roll(1, 1), parts), twin
 
 
 def _forms(part: dict, first: Tensor) -> dict:
@@ -216,8 +213,8 @@ def _read(programs: Tensor) -> tuple[dict, dict]:
     "What parts and frames of programs are, by name."
     parts, frame = _tables(programs)
     hand = _named(frame, _FRAME)
-    part, twin = _with_twins(_named(parts, _PART), hand["symmetric"] < 0.5)
-    first = torch.arange(PARTS, device=programs.device) == 0
+    parts, twin = _with_twins(parts, hand["symmetric"] < 0.5)
+    part, first = _named(parts, _PART), torch.arange(PARTS, device=programs.device) == 0
     of_part = {"twin": twin, **_forms(part, first), **_places(part, first)}
     return {**of_part, **_surfaces(part, first)}, hand
 

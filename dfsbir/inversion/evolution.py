@@ -88,7 +88,7 @@ class DrawingEvolution:
         fabric: Fabric,  # device, precision, and the rank that the random numbers depend on
         size: int,  # side of the drawings, px
         batch: int = 1024,  # drawings of a generation
-        elites: int = 24,  # programs of each class that have children
+        elites: int = 128,  # programs of each class that have children
         new: float = 0.125,  # share of a generation that has no parents, in (0,1]
         seed: int = 0,
     ):
@@ -118,8 +118,12 @@ class DrawingEvolution:
         label = label % self.classes
         if not len(label):
             return programs, label
-        children = cross_programs(*self.elites.parents(label, self.random), self.random)
-        return torch.cat([vary_programs(children, self.random), programs]), label
+        return torch.cat([self._child_programs(label), programs]), label
+
+    def _child_programs(self, label: Tensor) -> Tensor:
+        "Varied crosses (N,G) of elites of each class."
+        crossed = cross_programs(*self.elites.parents(label, self.random), self.random)
+        return vary_programs(crossed, self.random)
 
     def _scores(self, drawings: Tensor) -> Tensor:
         "Log posteriors (N,K) of the shared classes, among all classes of the classifier."
@@ -145,6 +149,14 @@ class DrawingEvolution:
         self.terms.keep(terms, of_elites)
         self.step += 1
         return drawings, scores.argmax(1)
+
+    @torch.no_grad()
+    def children(
+        self,
+        label: Tensor,  # (N,) long
+    ) -> Tensor:  # (N,1,S,S) in [0,1]
+        "New drawings of these classes, which nobody has scored; after a generation at least."
+        return self._draw(self._child_programs(label)).float() / 255
 
     def best(
         self,

@@ -123,7 +123,14 @@ class PyramidConfig(Config):
     redraws: int = Field(
         0,
         ge=0,
-        description="further drawings of each finished page of strokes, with its curves moved",
+        description="further drawings of each finished page of strokes, with its curves moved, or "
+        "of the programs that evolved",
+    )
+    evolved: int = Field(
+        0,
+        ge=0,
+        description="drawings of a generation: sketches are drawn by programs that evolve, one "
+        "generation at each step, in the place of pixels; 0: none evolve",
     )
     generator: int = Field(
         0,
@@ -139,21 +146,23 @@ class PyramidConfig(Config):
 
     @model_validator(mode="after")
     def _made_in_one_way(self):
-        ways = {"drawn": self.drawn, "strokes": self.strokes, "generator": self.generator}
+        names = ("drawn", "strokes", "evolved", "generator")
+        ways = {name: getattr(self, name) for name in names}
         if sum(map(bool, ways.values())) > 1:
             found = ", ".join(f"{name}={value}" for name, value in ways.items())
             raise ValueError(
-                "pictures are objects that a program draws (drawn), strokes, or what a generator "
-                f"makes: set one of the three; found {found}"
+                "pictures are objects that a program draws (drawn), strokes, drawings that "
+                f"evolved, or what a generator makes: set one of the four; found {found}"
             )
         return self
 
     @model_validator(mode="after")
     def _pixels_are_not_redrawn(self):
-        if self.redraws and not self.strokes:
+        if self.redraws and not (self.strokes or self.evolved):
             raise ValueError(
-                "pages of strokes can be drawn again, pictures of pixels cannot: wanted strokes "
-                f"above 0 or redraws = 0; found strokes=0 and redraws={self.redraws}"
+                "strokes and drawings that evolved can be drawn again, pictures of pixels cannot: "
+                "wanted strokes or evolved above 0, or redraws = 0; found strokes=0, evolved=0 "
+                f"and redraws={self.redraws}"
             )
         return self
 
@@ -162,6 +171,8 @@ class PyramidConfig(Config):
         teacher: Teacher,
     ) -> bool:
         "Whether a program draws this teacher's pictures, so that nothing is optimised."
+        if self.evolved:
+            return False  # a program draws them, and they have a class
         return not teacher.bn_targets() if self.drawn is None else self.drawn
 
 # %% ../../nbs/05_inversion/08_pyramid.ipynb #3f6dda3d

@@ -30,6 +30,11 @@ PRESETS = {
     "open": OPEN.changed({"pairs.sketch.size": SIDE}),
     "cold": COLD,
     "cold with objects": COLD.changed({"students.objects": 0.5}),
+    "cold, sketches evolve": COLD.changed({"pairs.sketch.evolved": 8}),
+    "evolved": COLD.changed(
+        {"pairs.kind": "evolved", "students.teach": "sketch", "pairs.batch": 8},
+        {f"pairs.{m}.size": SIDE for m in MODALITIES},
+    ),
 }
 
 

@@ -167,7 +167,118 @@ def test_baselines_of_estimates_say_that_they_need_some(baseline):
 
 def test_both_students_may_learn(teachers):
     crossx = build_crossx(*teachers, config(**{"students.teach": "both"}))
-    encoders = crossx.fit(progress=False)
-    assert set(encoders) == set(MODALITIES)
+    assert set(crossx.fit(progress=False)) == set(MODALITIES)
     assert crossx.distiller.steps_done == 4
-    assert crossx.privacy() is not None and Modality.PHOTO in encoders
+
+
+# ---- beside photos of a pyramid
+
+PYRAMID = {
+    "device": "cpu",
+    "pairs.photo.size": 16,
+    "pairs.sketch.size": 16,
+    "pairs.steps": 3,
+    "pairs.batch": 6,
+    "pairs.sketch.evolved": 8,
+    "schedule.new_pairs": 10,
+    "schedule.distill_steps": 4,
+    "students.batch": 5,
+    "students.net": "dfsbir/tiny",
+    "logging.save_every": 1,
+}
+
+
+def beside_photos(**changes):
+    return CrossXConfig.preset("cold", {**PYRAMID, **changes})
+
+
+@pytest.fixture
+def mixed():
+    "A photo teacher with batch norm, a sketch teacher without."
+    made = []
+    for seed, (modality, net) in enumerate(zip(MODALITIES, ("tiny", "tiny-gn"))):
+        torch.manual_seed(seed)
+        normalizer = Normalizer(16, pen=0.05)
+        made.append(Teacher(build_net("dfsbir", net, 3), NAMES, normalizer, modality))
+    return made
+
+
+def test_photos_are_optimised_and_sketches_evolve_a_generation_a_step(mixed):
+    crossx = build_crossx(*mixed, beside_photos())
+    pairs = crossx.pairs
+    assert list(pairs.sides) == [Modality.PHOTO] and not pairs.drawn
+    crossx.fit(progress=False)
+    assert pairs.step == pairs.evolution.step == 6
+    batch = crossx.buffer.all()
+    assert batch.photo.shape == (10, 3, 16, 16) and batch.sketch.shape == (10, 1, 16, 16)
+    assert batch.sketch.mean() > 0.5, "paper is white"
+    assert len(batch.sketch.flatten(1).unique(dim=0)) == 10, "each pair has a drawing of its own"
+
+
+def test_drawings_of_pairs_are_children_of_elites_of_their_class(mixed):
+    pairs = build_crossx(*mixed, beside_photos()).pairs
+    for _ in range(3):
+        pairs.run_step()
+    asked = []
+
+    def children(label):
+        asked.append(label)
+        return torch.ones(len(label), 1, 16, 16)
+
+    pairs.evolution.children = children
+    batch = pairs.sample(6)
+    assert torch.equal(asked[0], batch.label) and batch.sketch.min() == 1
+    shown = pairs.preview(5)
+    number = torch.arange(5) // 3
+    assert torch.equal(shown.sketch, pairs.evolution.best(shown.label, number))
+
+
+def test_photos_are_shown_again_beside_further_drawings(mixed):
+    changes = {"pairs.sketch.redraws": 2, "schedule.new_pairs": 18}
+    crossx = build_crossx(*mixed, beside_photos(**changes))
+    assert crossx.config.plan().count("synthesize") == 3
+    crossx.fit(progress=False)
+    batch = crossx.buffer.all()
+    assert len(batch.photo.flatten(1).unique(dim=0)) == 6
+    assert len(batch.sketch.flatten(1).unique(dim=0)) == 18
+
+
+@pytest.mark.parametrize("stop", [2, 5, 8])
+def test_a_stopped_run_beside_photos_ends_like_an_uninterrupted_one(mixed, tmp_path, stop):
+    settings = beside_photos()
+    whole = build_crossx(*mixed, settings)
+    whole.fit(progress=False)
+    run = RunFolder(tmp_path / "cut", settings.flat())
+
+    def stop_there(crossx, action, scalars):
+        if crossx.position == stop:
+            raise SystemExit
+
+    with pytest.raises(SystemExit):
+        build_crossx(*mixed, settings).fit(run, [stop_there], progress=False)
+    again = build_crossx(*mixed, settings)
+    again.fit(run, progress=False)
+    states = [c.distiller.averaged.state_dict() for c in (whole, again)]
+    assert all(torch.equal(a, b) for a, b in zip(*(s.values() for s in states), strict=True))
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        ({"pairs.photo.evolved": 8}, "photo.evolved = 0"),
+        ({"pairs.sketch.strokes": 4}, "strokes=4, evolved=8"),
+        ({"pairs.sketch.evolved": 0, "pairs.sketch.redraws": 2}, "redraws=2"),
+    ],
+)
+def test_sketches_evolve_and_nothing_else_does(change, named):
+    with pytest.raises(ConfigError, match=named):
+        beside_photos(**change)
+
+
+def test_where_no_photo_is_optimised_the_other_kind_is_named(mixed):
+    with pytest.raises(ValueError, match="set pairs.kind to evolved"):
+        build_crossx(*mixed, beside_photos(**{"pairs.photo.drawn": True}))
+
+
+def test_meta_data_knows_no_class(mixed):
+    assert not meta_data(beside_photos(**{"pairs.sketch.redraws": 1})).pairs.sketch.evolved

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from inversion.counting import Counter
 from torch import nn
 
 from dfsbir.core.device import make_fabric
@@ -150,6 +151,31 @@ def test_processes_and_seeds_evolve_other_drawings(teacher):
     drawings = [e.run_step()[0] for e in first]
     assert not torch.equal(drawings[0], drawings[1])
     assert not torch.equal(drawings[0], drawings[2])
+
+
+def test_a_generation_on_a_card_waits_for_nothing(teacher):
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device: the CPU waits for nothing")
+    evolving = evolution(teacher.to("cuda"), fabric=make_fabric("cuda"))
+    for _ in range(2):
+        evolving.run_step()
+    mode = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        evolving.run_step()
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
+    program = evolving.elites.programs[:, 0]
+    drawn = draw_programs(program, 16, 0.05).cpu()
+    torch.testing.assert_close(drawn, draw_programs(program.cpu(), 16, 0.05), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("n, size", [(3, 16), (300, 16), (3, 64)])
+def test_few_operations_draw_any_number_of_drawings(n, size):
+    programs = torch.rand(n, PROGRAM_NUMBERS)
+    with Counter() as counter:
+        draw_programs(programs, size)
+    assert counter.count < 700
 
 
 def test_the_global_random_numbers_are_left_alone(teacher):

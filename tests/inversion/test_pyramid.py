@@ -194,7 +194,7 @@ def test_drawings_again_resume_exactly():
 
 
 def test_pixels_are_not_drawn_again():
-    with pytest.raises(ConfigError, match="strokes=0 and redraws=2"):
+    with pytest.raises(ConfigError, match="strokes=0, evolved=0 and redraws=2"):
         PyramidConfig(redraws=2)
 
 
@@ -233,7 +233,7 @@ def test_photos_are_not_made_of_strokes():
     "ways", [("drawn", "strokes"), ("drawn", "generator"), ("strokes", "generator")]
 )
 def test_pictures_are_made_in_one_way(ways):
-    with pytest.raises(ConfigError, match="set one of the three"):
+    with pytest.raises(ConfigError, match="set one of the four"):
         PyramidConfig(**dict.fromkeys(ways, 3) | ({"drawn": True} if "drawn" in ways else {}))
 
 

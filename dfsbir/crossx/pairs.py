@@ -326,6 +326,7 @@ class EvolvedPairs:
     data_free = True
     generators = {}
     diversity = {}  # of generators alone
+    drawn = (Modality.PHOTO,)  # has no class
 
     def __init__(
         self,

@@ -84,6 +84,7 @@ def test_the_label_is_what_the_sketch_teacher_sees(teachers):
     pairs.run_step()
     batch = pairs.sample(8)
     said = teachers[1](batch.sketch, bn=False).logits.argmax(1)
+    assert pairs.drawn == (Modality.PHOTO,), "photos have no class"
     assert [NAMES[k] for k in said] == [pairs.evolution.class_map.classes[k] for k in batch.label]
 
 

@@ -53,6 +53,10 @@ TABLES = [
         "public33-sketch/photo-unseen",
         "public33-sketch-wide",
         "public33-sketch-wide/photo-unseen",
+        "public33-evolved",
+        "public33-evolved/photo-unseen",
+        "public181-evolved",
+        "public181-evolved/photo-unseen",
         "public181-sketch",
         "public181-sketch/photo-unseen",
     )

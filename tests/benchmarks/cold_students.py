@@ -513,13 +513,11 @@ STROKES = {
     "strokes": {"pairs.sketch.strokes": 12},
     "strokes, class weight 1": {"pairs.sketch.strokes": 12, **STRONGER_CLASS},
     "strokes, drawn again": {"pairs.sketch.strokes": 12, "pairs.sketch.redraws": 3},
-    "sketches evolve": {"pairs.sketch.evolved": 256},
-    "sketches evolve, class weight 1": {"pairs.sketch.evolved": 256, **STRONGER_CLASS},
 }
 
 
 def strokes_arms(world: World):
-    "Sketches of strokes and of programs that evolve; a pull to the class ten times stronger."
+    "Sketches of strokes, with the pull to the class ten times stronger, and drawn again."
     for name, changes in STROKES.items():
         config = config_of(world, **changes)
         if config.pairs.sketch.redraws:  # as many batches as the others; views of photos alone

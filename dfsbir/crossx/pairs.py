@@ -29,7 +29,7 @@ from ..inversion.estimator import PairEstimator
 from ..inversion.evolution import DrawingEvolution
 from ..inversion.generators import Generator, PixelGenerator, StrokeGenerator
 from ..inversion.objective import EstimatorLoss
-from ..inversion.pyramid import PyramidEstimator, as_floats
+from ..inversion.pyramid import PyramidEstimator, as_floats, take_oldest
 from ..losses.weighted_sum import WeightedLoss
 from ..teachers.class_map import ClassMap
 from ..teachers.teacher import Teacher
@@ -384,14 +384,7 @@ class EvolvedPairs:
                 f"{n} pairs were asked for and {self.waiting()} are finished: run more generations "
                 f"({self.evolution.batch} drawings each)"
             )
-        taken = []
-        while n:
-            oldest = self.finished.pop(0)
-            taken.append(oldest[:n])
-            if n < len(oldest):
-                self.finished.insert(0, oldest[n:])
-            n -= len(taken[-1])
-        return as_floats(PairBatch.cat(taken))
+        return as_floats(take_oldest(self.finished, n))
 
     def preview(self, n: int) -> PairBatch:  # n pairs, on the device, images float in [0,1]
         "The best drawings of the first classes, beside the same photos at any step."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Range', 'LATENT', 'pyramid_sides', 'Pyramid', 'PyramidConfig', 'one_cycle', 'PyramidSide', 'PyramidEstimator',
-           'as_floats']
+           'take_oldest', 'as_floats']
 
 # %% ../../nbs/05_inversion/08_pyramid.ipynb #f49b21f2
 import math
@@ -476,9 +476,7 @@ class PyramidEstimator:
                 f"{n} pairs were asked for and {self.waiting()} are finished: take more steps "
                 f"({self.steps} for each batch of {self.batch})"
             )
-        waiting = PairBatch.cat(self.finished)
-        self.finished = [waiting[n:]] if n < len(waiting) else []
-        return as_floats(waiting[:n])
+        return as_floats(take_oldest(self.finished, n))
 
     def preview(
         self,
@@ -506,6 +504,21 @@ class PyramidEstimator:
         self.random.set_state(state["random"])
         for m, side in self.sides.items():
             _restore_side(side, state["sides"][m.value], device)
+
+
+def take_oldest(
+    finished: list[PairBatch],  # in the order in which they were made; what is taken leaves it
+    n: int,  # pairs, no more than there are
+) -> PairBatch:
+    "The first n pairs of a list of batches."
+    taken = []
+    while n:
+        oldest = finished.pop(0)
+        taken.append(oldest[:n])
+        if n < len(oldest):
+            finished.insert(0, oldest[n:])
+        n -= len(taken[-1])
+    return PairBatch.cat(taken)
 
 
 def as_floats(pairs: PairBatch) -> PairBatch:

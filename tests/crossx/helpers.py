@@ -3,6 +3,7 @@
 import os
 import signal
 
+import pytest
 import torch
 from torch import nn
 
@@ -119,3 +120,26 @@ def press_during(crossx, at):
         return run_step(action)
 
     crossx.run_step = pressed
+
+
+def weights(crossx):
+    return [v.clone() for v in crossx.distiller.averaged.state_dict().values()]
+
+
+def assert_resumes(teachers, config, stop, folder):
+    "A run that was stopped after so many actions ends like an uninterrupted one."
+    whole = build_crossx(*teachers, config)
+    whole.fit(RunFolder(folder / "whole", config.flat()), progress=False)
+
+    class Stop(Exception):
+        pass
+
+    def stop_there(crossx, action, scalars):
+        if crossx.position == stop:
+            raise Stop
+
+    with pytest.raises(Stop), RunFolder(folder / "cut", config.flat()) as run:
+        build_crossx(*teachers, config).fit(run, [stop_there], progress=False)
+    again = build_crossx(*teachers, config)
+    again.fit(RunFolder(folder / "cut", config.flat()), progress=False)
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(again), strict=True))

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from crossx.helpers import assert_resumes
 
 from dfsbir.baselines import data_dependent, gaussian_prior, meta_data, uni_modal
 from dfsbir.core.config import ConfigError
 from dfsbir.core.device import make_fabric
-from dfsbir.core.run_folder import RunFolder
 from dfsbir.core.types import MODALITIES, Modality, Normalizer
 from dfsbir.crossx.build import build_crossx, config_for_teachers
 from dfsbir.crossx.config import CrossXConfig
@@ -53,29 +53,6 @@ def test_the_plan_optimises_whole_batches_then_fills_then_distils():
 def test_pages_that_are_drawn_again_need_fewer_batches():
     strokes = {"pairs.sketch.strokes": 3, "pairs.sketch.redraws": 2, "schedule.new_pairs": 36}
     assert small(**strokes).plan().count("synthesize") == 2 * 3  # 6 pairs, three times
-
-
-def weights(crossx):
-    return [v.clone() for v in crossx.distiller.averaged.state_dict().values()]
-
-
-def assert_resumes(teachers, config, stop, folder):
-    "A run that was stopped after so many actions ends like an uninterrupted one."
-    whole = build_crossx(*teachers, config)
-    whole.fit(RunFolder(folder / "whole", config.flat()), progress=False)
-
-    class Stop(Exception):
-        pass
-
-    def stop_there(crossx, action, scalars):
-        if crossx.position == stop:
-            raise Stop
-
-    with pytest.raises(Stop), RunFolder(folder / "cut", config.flat()) as run:
-        build_crossx(*teachers, config).fit(run, [stop_there], progress=False)
-    again = build_crossx(*teachers, config)
-    again.fit(RunFolder(folder / "cut", config.flat()), progress=False)
-    assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(again), strict=True))
 
 
 @pytest.mark.parametrize("stop", [2, 5, 8])

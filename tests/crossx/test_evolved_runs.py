@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from crossx.helpers import assert_resumes
 
 from dfsbir.baselines import meta_data, uni_modal
 from dfsbir.core.config import ConfigError
@@ -104,22 +105,7 @@ def test_the_preview_shows_the_best_and_touches_nothing(teachers):
 @pytest.mark.parametrize("stop", [1, 3, 4, 6])
 def test_a_stopped_run_ends_like_an_uninterrupted_one(teachers, tmp_path, stop):
     settings = config(**{"students.kept_views": 12})
-    whole = build_crossx(*teachers, settings)
-    whole.fit(RunFolder(tmp_path / "whole", settings.flat()), progress=False)
-
-    class Stop(Exception):
-        pass
-
-    def stop_there(crossx, action, scalars):
-        if crossx.position == stop:
-            raise Stop
-
-    with pytest.raises(Stop), RunFolder(tmp_path / "cut", settings.flat()) as run:
-        build_crossx(*teachers, settings).fit(run, [stop_there], progress=False)
-    again = build_crossx(*teachers, settings)
-    again.fit(RunFolder(tmp_path / "cut", settings.flat()), progress=False)
-    states = [c.distiller.averaged.state_dict() for c in (whole, again)]
-    assert all(torch.equal(a, b) for a, b in zip(*(s.values() for s in states), strict=True))
+    assert_resumes(teachers, settings, stop, tmp_path)
     assert len(list((tmp_path / "cut" / "samples").glob("estimates_*.png"))) == 1
     encoders = load_encoders(tmp_path / "cut" / "encoders")
     assert encoders["sketch"](torch.rand(2, 1, 16, 16)).shape == (2, 64)
@@ -246,21 +232,7 @@ def test_photos_are_shown_again_beside_further_drawings(mixed):
 
 @pytest.mark.parametrize("stop", [2, 5, 8])
 def test_a_stopped_run_beside_photos_ends_like_an_uninterrupted_one(mixed, tmp_path, stop):
-    settings = beside_photos()
-    whole = build_crossx(*mixed, settings)
-    whole.fit(progress=False)
-    run = RunFolder(tmp_path / "cut", settings.flat())
-
-    def stop_there(crossx, action, scalars):
-        if crossx.position == stop:
-            raise SystemExit
-
-    with pytest.raises(SystemExit):
-        build_crossx(*mixed, settings).fit(run, [stop_there], progress=False)
-    again = build_crossx(*mixed, settings)
-    again.fit(run, progress=False)
-    states = [c.distiller.averaged.state_dict() for c in (whole, again)]
-    assert all(torch.equal(a, b) for a, b in zip(*(s.values() for s in states), strict=True))
+    assert_resumes(mixed, beside_photos(), stop, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,10 @@ from dfsbir.data import drawing_programs as dp
 from dfsbir.data.drawing_programs import (
     PARTS,
     PROGRAM_NUMBERS,
-    cross_programs,
+    crossover_programs,
     draw_programs,
+    mutate_programs,
     new_programs,
-    vary_programs,
 )
 
 PART, FRAME = dp._PART, dp._FRAME
@@ -145,16 +145,16 @@ def test_a_drawing_depends_on_its_own_program_alone():
 def test_variations_stay_programs_and_leave_their_parents_alone(amount):
     program = new_programs(64, random())
     before = program.clone()
-    varied = vary_programs(program, random(1), amount)
+    varied = mutate_programs(program, random(1), amount)
     assert torch.equal(program, before)
     assert varied.shape == program.shape and varied.min() >= 0 and varied.max() < 1
     assert not torch.equal(varied, program)
-    assert torch.equal(varied, vary_programs(program, random(1), amount))
+    assert torch.equal(varied, mutate_programs(program, random(1), amount))
 
 
 def test_small_variations_are_near_their_parents():
     program = new_programs(200, random())
-    near = draw_programs(vary_programs(program, random(1), 0.01, renewed=0.0), 28)
+    near = draw_programs(mutate_programs(program, random(1), 0.01, renewed=0.0), 28)
     drawings = draw_programs(program, 28)
     others = (drawings - drawings.roll(1, 0)).abs().mean()
     assert (near - drawings).abs().mean() < 0.3 * others
@@ -162,7 +162,7 @@ def test_small_variations_are_near_their_parents():
 
 def test_a_cross_has_whole_parts_of_two_parents_and_the_frame_of_the_first():
     a, b = new_programs(400, random(1)), new_programs(400, random(2))
-    crossed = cross_programs(a, b, random(3))
+    crossed = crossover_programs(a, b, random(3))
     parts = [t[:, : PARTS * ROW].view(-1, PARTS, ROW) for t in (crossed, a, b)]
     of_a, of_b = ((parts[0] == other).all(2) for other in parts[1:])
     assert (of_a ^ of_b).all()

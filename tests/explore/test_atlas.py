@@ -101,7 +101,7 @@ def test_an_atlas_of_drawings_that_evolved_shows_the_latest_and_no_photo(evolved
     latest = kept.sketch[kept.label == evolved.classes.index("fish")][-4:]
     assert torch.equal((class_pairs(evolved, "fish", 4).sketch * 255).round().byte(), latest)
     assert "elites" in last_terms(evolved)
-    assert evolved.learnt_from in "drawings that evolved"
+    assert evolved.learnt_from == "drawings that evolved"
 
 
 def test_the_verifiers_word_and_the_nearest_photo(run, sets):

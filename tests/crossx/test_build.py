@@ -119,8 +119,8 @@ def test_layers_without_statistics_fail_at_once(teachers, tmp_path):
         begin(teachers, config, tmp_path / "run")
 
 
-def test_objects_are_drawn_with_the_pen_of_the_teacher(teachers):
-    teachers[1].normalizer.pen = 0.05
+def test_objects_are_drawn_with_the_pen_of_the_teacher(teachers, monkeypatch):
+    monkeypatch.setattr(teachers[1].normalizer, "pen", 0.05)  # all tests share these teachers
     assert build_crossx(*teachers, OPEN).pairs.pen == 0.05
 
 

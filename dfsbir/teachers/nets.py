@@ -55,10 +55,11 @@ class SmallNet(nn.Module):
         widths: tuple[int, ...] = (16, 32, 64, 128),  # channels of the stem and of each block
         channels: int = 3,  # of an image: 1 or 3
         norm: Callable[[int], nn.Module] = nn.BatchNorm2d,  # of so many channels
+        stem_stride: int = 2,  # 1 keeps the resolution, at four times the work
     ):
         super().__init__()
         self.stem = nn.Sequential(
-            nn.Conv2d(channels, widths[0], 3, 2, 1, bias=False),
+            nn.Conv2d(channels, widths[0], 3, stem_stride, 1, bias=False),
             norm(widths[0]),
             nn.ReLU(),
         )
@@ -134,6 +135,7 @@ _OWN = {
     "wide": partial(SmallNet, widths=(32, 64, 128, 256)),
     "medium": partial(SmallNet, widths=(48, 96, 192, 384)),
     "deep": partial(SmallNet, widths=(16, 32, 64, 128, 256)),
+    "fine": partial(SmallNet, widths=(16, 32, 64, 128, 256), stem_stride=1),
     "plain": PlainNet,
     "tiny": partial(SmallNet, widths=(8, 16)),
     "small-gn": partial(SmallNet, norm=group_norm),

@@ -23,7 +23,19 @@ def test_unknown_nets_are_named():
 
 @pytest.mark.parametrize(
     "name",
-    ["small", "wide", "medium", "deep", "plain", "grey", "tiny", "small-gn", "grey-gn", "tiny-gn"],
+    [
+        "small",
+        "wide",
+        "medium",
+        "deep",
+        "fine",
+        "plain",
+        "grey",
+        "tiny",
+        "small-gn",
+        "grey-gn",
+        "tiny-gn",
+    ],
 )
 def test_our_nets_give_logits(name):
     net = build_net("dfsbir", name, 4).eval()

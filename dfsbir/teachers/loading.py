@@ -294,7 +294,8 @@ def save_teacher(
             "this teacher is an exported program, without a net to put weights into: "
             "keep its own file, and load it with load_teacher"
         )
-    save_state(path, teacher.net.state_dict(), teacher.card)
+    card = {**teacher.card, "input": teacher.normalizer.card()}  # a pen may have come later
+    save_state(path, teacher.net.state_dict(), card)
 
 
 def file_digest(

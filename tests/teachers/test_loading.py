@@ -110,6 +110,14 @@ def test_saving_and_loading(tmp_path):
     json.dumps(loaded.card)
 
 
+def test_a_pen_that_came_later_is_saved(tmp_path):
+    card = {"source": "dfsbir", "name": "tiny"}
+    teacher = make_teacher(modality="sketch", card=card)
+    teacher.normalizer.pen = 0.053
+    save_teacher(teacher, tmp_path / "sketch.safetensors")
+    assert load_teacher(tmp_path / "sketch.safetensors").normalizer.pen == 0.053
+
+
 def test_a_brought_teachers_card_has_its_file_and_checksum(tmp_path):
     path = tmp_path / "w.pth"
     torch.save(tiny_net().state_dict(), path)

@@ -120,3 +120,10 @@ def test_the_notebook_on_a_made_up_pair(tmp_path, monkeypatch):
     record = json.loads((tmp_path / "out" / "record.json").read_text())
     assert set(record["reached"]) == {"cold", "cold, classes of the gallery"}
     assert record["costs"]["photo student (cold)"]["multiplications"] > 0
+
+    again = {**parameters, "pairs_from": "out/two", "run_folder": "again"}
+    run_cells(again)
+    made, taken = (
+        (tmp_path / run / "two" / "metrics.jsonl").read_text() for run in ("out", "again")
+    )
+    assert "estimator/" in made and "estimator/" not in taken and "student/" in taken

@@ -175,7 +175,7 @@ class Teacher(nn.Module):
         rows = {
             "net": f"{card.get('source') or 'own'} {card.get('name', type(self.net).__name__)}",
             "classes": f"{len(self.classes)}: {names}{more}",
-            "input": card["input"],
+            "input": self.normalizer.card(),
             "head": f"{self.head}, {self.dim} features, followed by {self.after}",
             "batch norms": len(self._bn_names),
             "accuracy": card.get("accuracy", "not known"),
